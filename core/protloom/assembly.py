@@ -1,0 +1,333 @@
+"""Puts a resolved run together: tokenizer, kernels, network, objectives, optimizer and data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from protloom import kernels, schedules, training_state, weights
+from protloom.contracts import Architecture, BuildContext, Callback, Tokenizer
+from protloom.data.batches import BatchMaker
+from protloom.data.sampler import Sampler, ValidationSet
+from protloom.data.store import Store, open_corpus
+from protloom.distributed import World, wrap
+from protloom.errors import UserError, did_you_mean
+from protloom.evaluate import Validator
+from protloom.mixture import HostBatch, Member, Mixture, TermKey
+from protloom.ops import Ops
+from protloom.precision import compute_dtype
+from protloom.step import StepModule, leaves_parameters_out
+
+if TYPE_CHECKING:
+    from protloom.config import Chosen, ResolvedRun
+    from protloom.plugins import Registry
+    from protloom.settings import DataConfig, RunConfig
+
+DEFAULT_MICROBATCH = 16384
+"""Tokens at once where the run file states none: enough to keep a device busy, small enough for a laptop."""
+
+
+@dataclass
+class Assembly:
+    """Everything a :class:`protloom.trainer.Trainer` needs.
+
+    Attributes:
+        resolved: the run file with its components.
+        world: the processes.
+        tokenizer: the tokenizer.
+        ops: the chosen kernels.
+        model: the network.
+        module: network and objectives.
+        wrapped: ``module`` in DDP or FSDP2, or itself.
+        mixture: how objectives share batches.
+        optimizer: its groups carry ``names`` and ``lr_scale``.
+        peak_rate: the learning rate that the schedule multiplies.
+        precision: dtype of autocast, None for fp32.
+        stores: the corpora.
+        sampler: what each step sees.
+        maker: makes token batches.
+        validator: None if nothing is held out.
+    """
+
+    resolved: ResolvedRun
+    world: World
+    tokenizer: Tokenizer
+    ops: Ops
+    model: nn.Module
+    module: StepModule
+    wrapped: nn.Module
+    mixture: Mixture
+    optimizer: Optimizer
+    peak_rate: float
+    precision: torch.dtype | None
+    stores: Sequence[Store]
+    sampler: Sampler
+    maker: BatchMaker
+    validator: Validator | None
+
+    @property
+    def settings(self) -> RunConfig:
+        """The core's sections of the run file."""
+        return self.resolved.settings
+
+    def host_step(self, step: int) -> list[HostBatch]:
+        """Prepares this rank's micro-batches of a step; runs in the loader's threads."""
+        return _host_step(self.settings, self.world.size, self.sampler, self.mixture, self.maker, step, self.world.rank)
+
+    def trainable(self) -> list[Tensor]:
+        """Returns the parameters that the optimizer moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def final_weights(self) -> dict[TermKey, float]:
+        """Returns the weight of every term once all have started."""
+        return {
+            (m.alias, term): m.mix.weight if isinstance(m.mix.weight, float) else m.mix.weight.get(term, 1.0)
+            for m in self.mixture.members
+            for term in m.objective.terms
+        }
+
+    def write_model(self, folder: Path, state: Mapping[str, Tensor]) -> None:
+        """Writes whole weights as a folder that other programs read."""
+        chosen = self.resolved.architecture
+        weights.save_pretrained(
+            folder,
+            component=chosen.component,
+            config=chosen.config,
+            state=state,
+            tokenizer=self.tokenizer,
+            tokenizer_component=self.resolved.tokenizer.component,
+            tokenizer_config=self.resolved.tokenizer.config,
+        )
+
+    def callbacks(self, run_dir: Path) -> list[Callback]:
+        """Builds the callbacks that the run file names."""
+        return [c.component.load_factory()(c.config, run_dir) for c in self.resolved.callbacks]
+
+
+def _microbatch_tokens(settings: RunConfig) -> int | None:
+    """Returns how many tokens are processed at once; None: a whole step."""
+    stated = settings.trainer.tokens_per_microbatch
+    if stated is None and settings.trainer.tokens_per_step <= DEFAULT_MICROBATCH:
+        return None  # a step may be a sequence longer than tokens_per_step: no second micro-batch for that alone
+    return stated or DEFAULT_MICROBATCH
+
+
+def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial: Path | str | None) -> Assembly:
+    """Builds a run.
+
+    Args:
+        resolved: the validated run file.
+        registry: where kernels and corpora are found.
+        world: the processes.
+        initial: weights to start from (a run, folder, file or hub id), or None for random ones.
+
+    Raises:
+        UserError: if parts do not fit together, or data or weights cannot be read.
+    """
+    settings = resolved.settings
+    schedules.check(settings.schedule, settings.trainer.steps)
+    precision = compute_dtype(settings.trainer.precision, world.device)
+    ops = kernels.choose(settings.kernels, registry, world.device, precision or torch.float32)
+    tokenizer: Tokenizer = _make(resolved.tokenizer)
+    stores, shares = open_corpora(settings.data, registry, world)
+    # the seed decides the initial weights; objectives draw from the same generator, after the network
+    torch.manual_seed(settings.seed)
+    model, objectives = _networks(resolved, tokenizer, ops)
+    if initial is not None:
+        weights.load_into(model, resolved.architecture, tokenizer, initial, registry)
+    model.to(world.device)
+    mixture = Mixture(objectives, settings.combine, settings.seed)
+    mixture.refuse_idle_steps()
+    module = StepModule(model, mixture, precision=precision, world_size=world.size).to(world.device)
+    module.train()
+    cropping = {
+        "specials": len(tokenizer.prefix) + len(tokenizer.suffix),
+        "max_length": settings.data.max_length,
+        "min_length": settings.data.min_length,
+    }
+    sampler = Sampler(
+        stores,
+        shares,
+        tokens_per_step=settings.trainer.tokens_per_step,
+        validation_fraction=settings.data.validation_fraction if settings.data.validation is None else 0.0,
+        seed=settings.seed,
+        **cropping,
+    )
+    maker = BatchMaker(stores, tokenizer, max_length=settings.data.max_length, seed=settings.seed)
+    validator = _validator(settings, registry, world, stores, shares, tokenizer, mixture, cropping)
+    wrapped = _wrapped(module, mixture, world, partial(_host_step, settings, world.size, sampler, mixture, maker))
+    # after the wrapping, which may replace parameters by their shards
+    optimizer, peak = _optimizer(resolved.optimizer, module)
+    return Assembly(
+        resolved=resolved,
+        world=world,
+        tokenizer=tokenizer,
+        ops=ops,
+        model=model,
+        module=module,
+        wrapped=wrapped,
+        mixture=mixture,
+        optimizer=optimizer,
+        peak_rate=peak,
+        precision=precision,
+        stores=stores,
+        sampler=sampler,
+        maker=maker,
+        validator=validator,
+    )
+
+
+def _host_step(
+    settings: RunConfig, ranks: int, sampler: Sampler, mixture: Mixture, maker: BatchMaker, step: int, rank: int
+) -> list[HostBatch]:
+    """Prepares the micro-batches of a step for one rank."""
+    most = _microbatch_tokens(settings)
+    members = sampler.microbatches(step, rank=rank, world=ranks, tokens_per_microbatch=most)
+    active = mixture.active(step)
+    return [mixture.prepare(maker.make(part, step), active=active) for part in members]
+
+
+def _wrapped(
+    module: StepModule, mixture: Mixture, world: World, host_step: Callable[[int, int], list[HostBatch]]
+) -> nn.Module:
+    """Spreads the module; for DDP finds out first whether a step leaves parameters without a gradient."""
+    repeated = getattr(module.model, "blocks", None)
+    blocks = list(repeated) if isinstance(repeated, nn.ModuleList) else []
+    unused = not mixture.always_active
+    if world.parallel == "ddp" and not unused:
+        # rank 0's first micro-batch, so that every rank comes to the same answer
+        unused = leaves_parameters_out(module, host_step(0, 0)[0], mixture.weights(0))
+    return wrap(module, world, blocks=blocks, unused=unused)
+
+
+def _make(chosen: Chosen) -> Any:
+    return chosen.component.load_factory()(chosen.config)
+
+
+def open_corpora(data: DataConfig, registry: Registry, world: World) -> tuple[list[Store], list[float]]:
+    """Opens (or first builds) the corpora of a run and returns them with their weights."""
+    from protloom.settings import CorpusPart
+
+    if data.corpus is None:
+        raise UserError("no corpus: give --data FILE, or data.corpus in the run file (demo: is the simulated proteome)")
+    parts = [CorpusPart(path=data.corpus)] if isinstance(data.corpus, str) else data.corpus
+    if not parts:
+        raise UserError("data.corpus is an empty list: name at least one corpus")
+    return [_open(part.path, part.column, data, registry, world) for part in parts], [part.weight for part in parts]
+
+
+def _open(path: str, column: str | None, data: DataConfig, registry: Registry, world: World) -> Store:
+    """Opens one corpus; the main process builds its store first, then the others find it."""
+    opening = partial(
+        open_corpus,
+        path,
+        cache_dir=None if data.cache_dir is None else Path(data.cache_dir),
+        strict=data.strict,
+        column=column,
+        registry=registry,
+    )
+    store = opening() if world.main else None
+    world.barrier()
+    return store if store is not None else opening()
+
+
+def _networks(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops) -> tuple[nn.Module, list[Member]]:
+    """Builds network and objectives, and checks that the network can do what the objectives need."""
+    trainer = resolved.settings.trainer
+    build = BuildContext(
+        tokenizer,
+        ops,
+        activation_checkpointing=trainer.activation_checkpointing,
+        total_steps=trainer.steps,
+    )
+    chosen = resolved.architecture
+    model = chosen.component.load_factory()(chosen.config, build)
+    able = cast(Architecture, model).capabilities
+    members = []
+    for entry in resolved.objectives:
+        factory = entry.chosen.component.load_factory()
+        lacking = sorted(getattr(factory, "needs", frozenset()) - able)
+        if lacking:
+            raise UserError(
+                f"objective {entry.alias!r} needs {', '.join(lacking)}, which architecture "
+                f"{chosen.component.name!r} cannot do (it can {', '.join(sorted(able))})"
+            )
+        if hasattr(nn.ModuleDict(), entry.alias):
+            raise UserError(f"objective {entry.alias!r}: PyTorch keeps this name for itself; give another with 'alias'")
+        context = BuildContext(tokenizer, ops, cast(Architecture, model), build.activation_checkpointing, trainer.steps)
+        members.append(Member(entry.alias, factory(entry.chosen.config, context), entry.mix))
+        _check_terms(members[-1])
+    return model, members
+
+
+def _check_terms(member: Member) -> None:
+    """Refuses weights for terms that the objective does not have."""
+    if isinstance(member.mix.weight, dict):
+        for term in member.mix.weight:
+            if term not in member.objective.terms:
+                advice = did_you_mean(term, member.objective.terms)
+                raise UserError(f"objective {member.alias!r}: weight names the unknown term {term!r}.{advice}")
+
+
+def _optimizer(chosen: Chosen, module: StepModule) -> tuple[Optimizer, float]:
+    """Builds the optimizer over all trainable parameters; biases and norms are not decayed."""
+    peak = getattr(chosen.config, "lr", None)
+    if not isinstance(peak, float | int):
+        raise UserError(f"optimizer {chosen.component.full_name}: its config has no 'lr'; tell its author")
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    groups = []
+    for decay in (True, False):
+        members = [(name, p) for name, p in named if (p.ndim >= 2) == decay]
+        if members:
+            groups.append(
+                {
+                    "params": [p for _, p in members],
+                    "names": [name for name, _ in members],
+                    "lr_scale": 1.0,
+                    "weight_decay_scale": float(decay),
+                }
+            )
+    optimizer: Optimizer = chosen.component.load_factory()(chosen.config, groups)
+    training_state.note_initial(optimizer)
+    return optimizer, float(peak)
+
+
+def _validator(
+    settings: RunConfig,
+    registry: Registry,
+    world: World,
+    stores: Sequence[Store],
+    shares: Sequence[float],
+    tokenizer: Tokenizer,
+    mixture: Mixture,
+    cropping: Mapping[str, int],
+) -> Validator | None:
+    data = settings.data
+    fraction: float | None = data.validation_fraction
+    if data.validation is not None:
+        stores, shares, fraction = [_open(data.validation, None, data, registry, world)], [1.0], None
+    elif fraction == 0:
+        return None
+    held_out = ValidationSet(
+        stores, shares, tokens=settings.trainer.validation_tokens, validation_fraction=fraction, **cropping
+    )
+    if held_out.members.n == 0:
+        if data.validation is not None:
+            raise UserError(
+                f"data.validation: {data.validation} has no sequence of at least data.min_length={data.min_length} "
+                "residues: name another corpus, or none to hold out a share of data.corpus"
+            )
+        return None
+    # windows of validation sequences must not move with the run's seed
+    maker = BatchMaker(stores, tokenizer, max_length=data.max_length, seed=0)
+    most = _microbatch_tokens(settings) or settings.trainer.tokens_per_step
+    parts = held_out.microbatches(rank=world.rank, world=world.size, tokens_per_microbatch=most)
+    batches = [maker.make(part, 0) for part in parts]
+    return Validator(batches, mixture, world, settings.seed, vocabulary=len(tokenizer.vocab))

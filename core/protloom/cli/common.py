@@ -1,0 +1,106 @@
+"""What several commands share: the registry of a command line, plain tables, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import shutil
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from protloom.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from protloom.plugins import Registry
+
+
+def registry(args: argparse.Namespace) -> Registry:
+    """Loads the plugins for a command line; raises UserError if ``--no-plugin`` names none."""
+    from protloom.plugins import Registry
+
+    blocked: Sequence[str] = args.no_plugin
+    found = Registry.discover(disabled=blocked)
+    for name in blocked:
+        if not found.named(name):
+            known = {text for p in found.plugins for text in (p.distribution, p.name, p.full_name)}
+            raise UserError(f"--no-plugin: there is no plugin {name!r}.{did_you_mean(name, known)}")
+    return found
+
+
+def fail(message: str, *, exit_code: int = 2) -> NoReturn:
+    """Ends the command with one line on stderr."""
+    raise UserError(message, exit_code=exit_code)
+
+
+def warn(message: str) -> None:
+    """Prints one line on stderr."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def example(parser: argparse.ArgumentParser, *lines: str) -> None:
+    """Sets the examples that ``--help`` ends with, a line each."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "example:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as indented JSON in ASCII; a number that is not finite becomes null, as JSON has none."""
+    print(json.dumps(plain(value), indent=2, allow_nan=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, out: IO[str] | None = None) -> None:
+    """Prints columns aligned to the left; on a terminal the last one is wrapped to the window.
+
+    Args:
+        header: a title for every column.
+        rows: as many cells in each.
+        out: where to; stdout by default.
+    """
+    stream = sys.stdout if out is None else out
+    lines = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    indent = sum(widths[:-1]) + 2 * (len(header) - 1)
+    room = shutil.get_terminal_size().columns - indent if stream.isatty() else 0
+    for line in lines:
+        start = "".join(f"{cell:<{width}}  " for cell, width in zip(line[:-1], widths, strict=False))
+        last = textwrap.wrap(line[-1], room) if room >= 20 else [line[-1]]
+        print((start + (last[0] if last else "")).rstrip(), file=stream)
+        for more in last[1:]:
+            print(" " * indent + more, file=stream)
+
+
+def plain(value: Any) -> Any:
+    """Returns data classes, models, mappings, sets, paths, arrays and numbers of numpy as what JSON has."""
+    value = _unwrapped(value)
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def _unwrapped(value: Any) -> Any:
+    """Returns the plain value inside an object, one level deep."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return str(value) if isinstance(value, PurePath) else value

@@ -1,0 +1,264 @@
+"""``protloom doctor``: what this machine offers, what is missing and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from protloom import __version__
+from protloom.cli import common
+from protloom.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from protloom.ops import Backend
+    from protloom.plugins import Registry
+
+MEASURE_SECONDS = 0.2
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    topic: str
+    state: Literal["ok", "note", "broken"]
+    text: str
+    facts: Any = None
+    """The same for programs."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    common.json_option(parser)
+    common.example(parser, "protloom doctor", "protloom doctor --json")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the report; returns 1 only if something that protloom itself ships is broken."""
+    found = list(_examine(common.registry(args)))
+    if args.json:
+        common.print_json({"findings": [finding._asdict() for finding in found]})
+    else:
+        common.print_table(("", "topic", "finding"), [(finding.state, *finding[:1], finding.text) for finding in found])
+    return int(any(finding.state == "broken" for finding in found))
+
+
+def _examine(registry: Registry) -> Iterator[Finding]:
+    yield Finding("protloom", "ok", __version__)
+    yield Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}")
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        yield Finding("torch", "broken", f"cannot be imported: {error}; see https://pytorch.org/get-started")
+    else:
+        yield from _machine(torch.__version__)
+        yield from _kernels(registry)
+    yield from _extras()
+    yield _apex()
+    yield from _plugins(registry)
+    yield _cache()
+
+
+def default_device() -> torch.device:
+    """Returns the device that ``trainer.device: auto`` would take."""
+    import torch
+
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _machine(version: str) -> Iterator[Finding]:
+    import torch
+
+    from protloom.precision import compute_dtype
+
+    yield Finding("torch", "ok", version)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for at in range(count):
+        about = torch.cuda.get_device_properties(at)
+        text = f"cuda:{at} {about.name}, {about.total_memory / 2**30:.0f} GiB, capability {about.major}.{about.minor}"
+        yield Finding("device", "ok", text)
+    if not count:
+        built = "this torch is built for CUDA, but finds no device" if torch.version.cuda else "this torch has no CUDA"
+        yield Finding("device", "ok", f"cpu only ({built})")
+    threads, cores = torch.get_num_threads(), _usable_cores()
+    limit = os.environ.get("OMP_NUM_THREADS")
+    text = f"{threads} for torch, {cores} cores usable" + (f" (OMP_NUM_THREADS={limit})" if limit else "")
+    yield Finding("cpu threads", "ok", text, {"threads": threads, "cores": cores})
+    device = default_device()
+    ratio = bf16_speedup(device)
+    auto = "bf16" if compute_dtype("auto", device) is not None else "fp32"
+    text = f"a matrix product in bf16 is {ratio:.2g} times as fast as in fp32 on {device}; precision auto takes {auto}"
+    yield Finding("bf16", "ok", text, {"speedup": ratio, "auto": auto})
+
+
+def _usable_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def bf16_speedup(device: torch.device) -> float:
+    """Returns how many times faster a matrix product is in bf16 than in fp32, measured in turns for 0.2 s."""
+    import time
+
+    import torch
+
+    size = 4096 if device.type == "cuda" else 384
+    pairs = [torch.ones(size, size, device=device, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+
+    def seconds(matrix: torch.Tensor) -> float:
+        start = time.perf_counter()
+        _ = matrix @ matrix
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    for matrix in pairs:
+        seconds(matrix)  # the first call also chooses a kernel
+    best = [float("inf"), float("inf")]
+    end = time.perf_counter() + MEASURE_SECONDS
+    while time.perf_counter() < end:
+        best = [min(fastest, seconds(matrix)) for fastest, matrix in zip(best, pairs, strict=True)]
+    return best[0] / best[1]
+
+
+def _kernels(registry: Registry) -> Iterator[Finding]:
+    import torch
+
+    from protloom import ops
+    from protloom.precision import compute_dtype
+
+    device = default_device()
+    dtype = compute_dtype("auto", device) or torch.float32
+    own: dict[str, Backend] = {}
+    for component in registry.components("kernel"):
+        topic = f"kernels {component.name if component.builtin else component.full_name}"
+        try:
+            model = component.load_config()
+            backend = component.load_factory()(None if model is None else model())
+            reason = backend.unavailable(device)
+            offered = sorted(backend.functions(device, dtype)) if reason is None else []
+        except Exception as error:
+            cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            yield Finding(topic, "broken" if component.builtin else "note", cause)
+            continue
+        if component.builtin:
+            own[component.name] = backend
+        what = "every function" if set(offered) >= set(ops.NAMES) else ", ".join(offered)
+        text = f"offers {what}" if reason is None else f"not on {device}: {reason}"
+        yield Finding(topic, "ok" if reason is None else "note", text, {"functions": offered, "reason": reason})
+    try:
+        chosen = dict(ops.select("auto", own, {}, device, dtype).chosen)
+    except UserError as error:
+        yield Finding("kernels auto", "broken", str(error))
+        return
+    by_backend: dict[str, list[str]] = {}
+    for function, name in chosen.items():
+        by_backend.setdefault(name, []).append(function)
+    text = "; ".join(
+        f"{name} for {'everything' if len(functions) == len(chosen) else ', '.join(functions)}"
+        for name, functions in by_backend.items()
+    )
+    yield Finding("kernels auto", "ok", f"takes {text} ({device}, {str(dtype).removeprefix('torch.')})", chosen)
+
+
+def _extras() -> Iterator[Finding]:
+    """Tells of every optional group of packages whether it is there, from protloom's own metadata."""
+    import re
+
+    groups: dict[str, list[str]] = {}
+    for line in metadata.requires("protloom") or []:
+        requirement, _, marker = line.partition(";")
+        extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)['\"]", marker)
+        name = re.match(r"[A-Za-z0-9._-]+", requirement)
+        if extra and name and extra[1] not in ("all", "test", "dev"):
+            groups.setdefault(extra[1], []).append(name[0])
+    for extra_name, packages in groups.items():
+        versions = {package: _version(package) for package in packages}
+        missing = [package for package, version in versions.items() if version is None]
+        if missing:
+            text = f"{', '.join(missing)} missing: pip install 'protloom[{extra_name}]'"
+        else:
+            text = ", ".join(f"{package} {version}" for package, version in versions.items())
+        yield Finding(f"extra {extra_name}", "note" if missing else "ok", text, versions)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _apex() -> Finding:
+    """Tells NVIDIA's apex from the unrelated package of that name on PyPI, without importing either."""
+    from importlib.util import find_spec
+
+    spec = find_spec("apex")
+    if spec is None:
+        return Finding("apex", "ok", "not installed (optional: NVIDIA's fused kernels; never from PyPI)")
+    folders = [os.path.join(place, "normalization") for place in spec.submodule_search_locations or []]  # noqa: PTH118
+    if not any(map(os.path.isdir, folders)):
+        return Finding(
+            "apex",
+            "note",
+            f"the installed 'apex' {_version('apex') or ''} is PyPI's unrelated web toolkit, not NVIDIA's kernels:"
+            " pip uninstall apex, and build NVIDIA's from https://github.com/NVIDIA/apex",
+        )
+    built = [name for name in ("fused_layer_norm_cuda", "amp_C") if find_spec(name) is not None]
+    if not built:
+        return Finding(
+            "apex", "note", "NVIDIA's apex without its CUDA extensions: nothing fused; build with --cuda_ext"
+        )
+    return Finding("apex", "ok", f"NVIDIA's, with {', '.join(built)}")
+
+
+def _plugins(registry: Registry) -> Iterator[Finding]:
+    from protloom.plugins import OWN
+
+    for plugin in registry.plugins:
+        if plugin.state == "ok":
+            continue
+        state: Literal["note", "broken"] = "note"
+        if plugin.state == "broken" and plugin.distribution == OWN:
+            state = "broken"
+        yield Finding(f"plugin {plugin.full_name}", state, f"{plugin.state}: {plugin.error}")
+    yield from _components(registry)
+    working = sum(plugin.loaded for plugin in registry.plugins)
+    components = len(registry.components())
+    yield Finding("plugins", "ok", f"{working} of {len(registry.plugins)} loaded, with {components} components")
+
+
+def _components(registry: Registry) -> Iterator[Finding]:
+    """Tells of every component whose code cannot be imported; a missing optional package is no fault of protloom's."""
+    for component in registry.components():
+        try:
+            component.load_factory()
+            component.load_config()
+        except UserError as error:
+            cause = error.__cause__
+            package = (cause.name or "") if isinstance(cause, ModuleNotFoundError) else "protloom"
+            ours = component.builtin and package.partition(".")[0].startswith("protloom")
+            yield Finding(f"{component.kind} {component.full_name}", "broken" if ours else "note", str(error))
+
+
+def _cache() -> Finding:
+    import tempfile
+
+    from protloom.data.store import default_cache_dir
+
+    folder = default_cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        return Finding("cache", "note", f"{folder} cannot be written ({error.strerror}): set data.cache_dir")
+    import shutil
+
+    free = shutil.disk_usage(folder).free / 2**30
+    return Finding("cache", "ok", f"{folder}, {free:.0f} GiB free")

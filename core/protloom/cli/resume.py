@@ -1,0 +1,23 @@
+"""``protloom resume``: goes on with a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from protloom.cli.common import example, registry
+from protloom.cli.train import report
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("run_dir", metavar="RUN", type=Path, help="run folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changed options, e.g. trainer.steps=2000")
+    example(parser, "protloom resume runs/first", "protloom resume runs/first trainer.steps=2000")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Resumes, and returns 0 when the run ended as it should."""
+    from protloom import launch
+
+    return report(launch.resume(args.run_dir, args.overrides, registry(args)))

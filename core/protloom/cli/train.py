@@ -1,0 +1,65 @@
+"""``protloom train``: trains a new run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from protloom.cli.common import example, registry, warn
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("run_file", nargs="?", metavar="RUN.yaml", help="run file, or recipe:NAME")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="options, e.g. trainer.steps=300; 'protloom show run' lists them",
+    )
+    parser.add_argument("--data", metavar="FILE", help="corpus: FASTA, CSV, Parquet, a store, or demo:")
+    parser.add_argument("--arch", metavar="NAME[:SIZE]", help="architecture, e.g. esm2:8M")
+    parser.add_argument("--init", metavar="WEIGHTS", help="start from a run, a folder, a file or a hub id")
+    parser.add_argument("--out", metavar="DIR", help="run folder (new)")
+    example(
+        parser,
+        "protloom train --data proteins.fasta --arch esm2:8M trainer.steps=300 objective.mask_rate=0.2",
+        "protloom train run.yaml --out runs/first",
+        "torchrun --nproc-per-node 8 -m protloom train run.yaml trainer.parallel=fsdp2",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, and returns 0 when the run ended as it should."""
+    from protloom import config, launch, weights
+
+    known = registry(args)
+    path, overrides = _split(args)
+    base: dict[str, Any] = {}
+    flags = {"data.corpus": args.data, "architecture": args.arch, "init": args.init, "out": args.out}
+    stated = [(key, value) for key, value in flags.items() if value is not None]
+    if args.init is not None and args.arch is None:
+        base = weights.describe(args.init, known)
+    resolved = config.load(path, [*stated, *overrides], known, base=base)
+    for warning in resolved.warnings:
+        warn(warning)
+    return report(launch.start(resolved, known))
+
+
+def _split(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+    """Tells the run file from the first override, since both are plain words."""
+    overrides = list(args.overrides)
+    if args.run_file is None:
+        return None, overrides
+    if "=" in args.run_file:
+        return None, [args.run_file, *overrides]
+    return args.run_file, overrides
+
+
+def report(finished: Any) -> int:
+    """Prints what a run did and what to do with it."""
+    from protloom.trainer import summary
+
+    if finished.main:
+        print(f"{'done' if finished.complete else 'stopped'}: {summary(finished.state)}; run folder {finished.run_dir}")
+    return 0

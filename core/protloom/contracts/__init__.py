@@ -1,0 +1,61 @@
+"""The data classes and protocols that cross the border between the core and plugins.
+
+Two worlds meet here. *Preparation* is numpy on the host: a :class:`SequenceBatch` comes from the loader and an
+objective turns it into a :class:`Prepared`. *Computation* is torch on the device: an architecture maps packed tokens to
+:class:`Encoded` states and an objective turns them into :class:`Losses`. Importing this module does not import torch.
+
+Everywhere sequences lie end to end without padding: ``[T]`` is the number of tokens of all sequences together, ``n``
+the number of sequences and ``cu`` ("cumulative") their ``n + 1`` offsets.
+"""
+
+from __future__ import annotations
+
+from protloom.contracts.computation import (
+    Architecture,
+    BuildContext,
+    Encoded,
+    ImportedWeights,
+    Losses,
+    Metric,
+    Offsets,
+    StepContext,
+    Term,
+    WeightAdapter,
+)
+from protloom.contracts.evaluation import (
+    Callback,
+    Subject,
+    Task,
+    TaskResult,
+)
+from protloom.contracts.preparation import (
+    Packed,
+    PassRequest,
+    Prepared,
+    Record,
+    SequenceBatch,
+    Tokenizer,
+)
+
+__all__ = [
+    "Architecture",
+    "BuildContext",
+    "Callback",
+    "Encoded",
+    "ImportedWeights",
+    "Losses",
+    "Metric",
+    "Offsets",
+    "Packed",
+    "PassRequest",
+    "Prepared",
+    "Record",
+    "SequenceBatch",
+    "StepContext",
+    "Subject",
+    "Task",
+    "TaskResult",
+    "Term",
+    "Tokenizer",
+    "WeightAdapter",
+]

@@ -1,0 +1,103 @@
+"""What judges a network and what is told of a run: tasks, the subjects they score, callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a task run found.
+
+    Attributes:
+        metric: name of the main metric.
+        value: its value.
+        interval: 95 % bootstrap interval of it.
+        n: number of items scored; ``unit`` names them.
+        metrics: all metrics.
+        per_item: ``[items]`` the metric of each resampled item (protein, query).
+        replicates: ``[B]`` bootstrap replicates of ``value``. Every subject of a task is resampled by the same draws of
+            items, so that the difference of two arrays is a paired bootstrap, whatever the metric.
+        items: a hash of which items were scored and how they were drawn: results pair only where it is equal.
+        details: provenance: data hash, split sizes, probe, what was dropped.
+    """
+
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    n: int
+    unit: str
+    metrics: Mapping[str, float]
+    per_item: NDArray[np.float64]
+    replicates: NDArray[np.float64]
+    items: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """What a task scores: features of sequences, from a network (:class:`protloom.embedding.Embedder`) or a floor.
+
+    Attributes:
+        name: what the tables call it.
+        summary: what it is, in a few words.
+        memo: a place where tasks keep what is dear to compute for this subject (a fitted probe), under a key that holds
+            everything it depends on.
+    """
+
+    name: str
+    summary: str
+    memo: dict[tuple[Any, ...], Any]
+
+    def residues(self, sequences: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """Yields ``[L, D]`` features of each sequence's residues, in the order given."""
+
+    def pooled(
+        self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False
+    ) -> NDArray[np.float32]:
+        """Returns one feature vector a sequence, ``[n, D]``, in the order given."""
+
+    def contact_features(self, sequence: str) -> NDArray[np.float32]:
+        """Returns ``[L, L, C]`` symmetric features of residue pairs."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A downstream task; ``card`` describes it, ``run`` scores a feature extractor."""
+
+    def card(self) -> Mapping[str, Any]:
+        """Returns what ``task show`` prints: ``title``, ``metric``, ``definition``, ``splits``, ``probe``, ``licence``.
+
+        The values are text or plain data; ``simulated: True`` where the data are not real. Reads no data.
+        """
+
+    def floors(self) -> Mapping[str, Subject]:
+        """Returns the trivial subjects that a model must beat, by name (``floor:...``), the most telling one first."""
+
+    def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
+        """Scores ``subject``.
+
+        Args:
+            subject: gives features of sequences.
+            seed: of everything random.
+            limit: use at most this many items of each split, for a quick look; noted in the result.
+
+        Raises:
+            protloom.errors.UserError: if the data are missing; says where they come from.
+        """
+
+
+class Callback(Protocol):
+    """Told of every logged line of a run."""
+
+    def on_log(self, record: Mapping[str, Any]) -> None:
+        """Receives one line of ``metrics.jsonl``."""
+
+    def close(self) -> None:
+        """Called once, when the run ends, however it ends."""

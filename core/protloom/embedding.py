@@ -1,0 +1,291 @@
+"""Features of protein sequences from a frozen network: packed, pooled, in the order given.
+
+Sequences are packed end to end without padding, sorted by length inside. Since an architecture promises that the output
+for a sequence does not depend on what else is in the batch, neither packing nor order changes a feature.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from protloom.contracts import Offsets
+from protloom.errors import UserError, did_you_mean
+from protloom.inference import frozen
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from protloom.contracts import Architecture, Tokenizer
+
+    F32 = NDArray[np.float32]
+
+Pool = Literal["mean", "max", "cls"]
+LongPolicy = Literal["auto", "crop", "window", "skip"]
+
+WINDOW = 256
+"""Sequences of which :meth:`Embedder.residues` holds features at once, at least; bounds its memory."""
+
+
+class Embedder:
+    """Features of sequences from the hidden states of one network.
+
+    Args:
+        model: the network, an ``nn.Module`` that is a :class:`protloom.contracts.Architecture`.
+        tokenizer: the one that it was trained with.
+        layer: which hidden state: 0 is the embedding's output, ``model.depth`` the final one; negative numbers count
+            from the end; None is the final one.
+        tokens_per_batch: tokens of a packed batch, special symbols included; a longer sequence gets a batch of its own.
+        max_length: residues that the network sees at once.
+        long_policy: what happens to a longer sequence. ``crop``: only its first ``max_length`` residues get features.
+            ``window``: windows that overlap by half cover it; a residue's feature comes from the window that has it
+            farthest from an edge; ``mean`` and ``max`` pool over all residues, without special symbols. ``skip``: no
+            features (``[0, D]``, or a row of NaN). ``auto``: ``crop`` for pooled features, as benchmarks do, ``window``
+            for residues. Attention maps are always cropped. :attr:`counts` says how many sequences were concerned.
+        prefix: ids put before every sequence; None: the tokenizer's own.
+        device: where to compute; the network is moved there. None: where it is.
+        dtype: compute in this precision by autocast; None: the network's own. Features are float32 in any case.
+        name: what tables call it.
+        summary: what it is, in a few words.
+
+    Attributes:
+        provenance: what identifies it, for results; the maker fills it in.
+        counts: ``sequences`` (given), ``computed`` (distinct ones), ``cropped``, ``windowed`` and ``skipped`` so far;
+            ``tokens`` that the network saw.
+        memo: see :class:`protloom.contracts.Subject`.
+
+    Raises:
+        UserError: if the layer does not exist or an option is unknown.
+    """
+
+    def __init__(
+        self,
+        model: Architecture,
+        tokenizer: Tokenizer,
+        *,
+        layer: int | None = None,
+        tokens_per_batch: int = 8192,
+        max_length: int = 1024,
+        long_policy: LongPolicy = "auto",
+        prefix: Sequence[int] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        name: str = "model",
+        summary: str = "frozen network",
+    ) -> None:
+        depth = model.depth
+        number = depth if layer is None else layer + depth + 1 if layer < 0 else layer
+        if not 0 <= number <= depth:
+            raise UserError(f"layer {layer}: the network has hidden states 0 (embedding) to {depth} (final)")
+        if long_policy not in get_args(LongPolicy):
+            raise UserError(f"long policy {long_policy!r}.{did_you_mean(long_policy, get_args(LongPolicy))}")
+        if max_length < 1 or tokens_per_batch < 1:
+            raise UserError("max_length and tokens_per_batch must be at least 1")
+        self.model, self.tokenizer, self.layer, self.name = model, tokenizer, number, name
+        self.tokens_per_batch, self.max_length, self.long_policy = tokens_per_batch, max_length, long_policy
+        self.prefix = tuple(tokenizer.prefix if prefix is None else prefix)
+        self.dtype, self.summary = dtype, summary
+        self.provenance: dict[str, Any] = {"layer": number, "max_length": max_length, "long_policy": long_policy}
+        module = cast("nn.Module", model)
+        if device is not None:
+            module.to(device)
+        first = next(module.parameters(), None)
+        self.device = torch.device("cpu" if first is None else first.device)
+        self.counts: Counter[str] = Counter()
+        self.memo: dict[tuple[Any, ...], Any] = {}
+
+    @property
+    def width(self) -> int:
+        """D, the number of features."""
+        return self.model.width
+
+    # ------------------------------------------------------------------------------------------------- features
+
+    def residues(self, sequences: Sequence[str]) -> Iterator[F32]:
+        """Yields ``[L, D]`` features of each sequence's residues, without special symbols, in the order given.
+
+        A sequence that occurs several times is computed once and kept until its last use.
+
+        Raises:
+            UserError: if a sequence is empty or not ASCII; names its position.
+        """
+        uses = Counter(sequences)
+        policy = "window" if self.long_policy == "auto" else self.long_policy
+        self._count(sequences, uses, policy)
+        ready: dict[str, F32] = {}
+        pending = iter(dict.fromkeys(sequences))
+        for sequence in sequences:
+            while sequence not in ready:
+                chunk = [s for _, s in zip(range(WINDOW), pending, strict=False)]
+                ready.update(self._residues_of(chunk, policy))
+            uses[sequence] -= 1
+            yield ready[sequence] if uses[sequence] else ready.pop(sequence)
+
+    def pooled(self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False) -> F32:
+        """Returns one feature vector a sequence, ``[n, D]``, in the order given.
+
+        Args:
+            sequences: residues as letters.
+            pool: ``mean`` or ``max`` over positions, or ``cls``: the state of the first prefix symbol.
+            include_specials: let ``mean`` and ``max`` see the prefix and suffix symbols too.
+
+        Raises:
+            UserError: if the pooling is unknown or impossible, or a sequence is empty or not ASCII.
+        """
+        if pool not in get_args(Pool):
+            raise UserError(f"pooling {pool!r}.{did_you_mean(pool, get_args(Pool))}")
+        if pool == "cls" and not self.prefix:
+            raise UserError(f"pooling 'cls': tokenizer {self.tokenizer.name!r} puts no symbol in front; use mean")
+        # the first symbol's state sees one window in any case
+        policy = "crop" if self.long_policy == "auto" or pool == "cls" else self.long_policy
+        uses = Counter(sequences)
+        self._count(sequences, uses, policy)
+        distinct = list(uses)
+        rows = np.full((len(distinct), self.width), np.nan, dtype=np.float32)
+        short = [i for i, s in enumerate(distinct) if len(s) <= self.max_length or policy == "crop"]
+        cut = [distinct[i][: self.max_length] for i in short]
+        start = len(self.prefix)
+        stop = len(self.tokenizer.suffix)
+
+        def one(states: Tensor) -> Tensor:
+            if pool == "cls":
+                return states[0]
+            seen = states if include_specials else states[start : len(states) - stop]
+            return seen.mean(0) if pool == "mean" else seen.amax(0)
+
+        for batch in self._batches(cut):
+            vectors = self._run([cut[i] for i in batch], lambda parts: torch.stack([one(part) for part in parts]))
+            rows[[short[i] for i in batch]] = vectors.cpu().numpy()
+        if policy == "window":
+            for i in sorted(set(range(len(distinct))) - set(short)):
+                inner = self._residues_of([distinct[i]], policy)[distinct[i]]
+                rows[i] = inner.mean(0) if pool == "mean" else inner.max(0)
+        where = {sequence: i for i, sequence in enumerate(distinct)}
+        return rows[[where[s] for s in sequences]]
+
+    def contact_features(self, sequence: str) -> F32:
+        """Returns attention maps as features of residue pairs, ``[L, L, layers * heads]``.
+
+        Each map of a head, special symbols cut off, is made symmetric (A + Aᵀ) and corrected by the average product,
+        A − (row sum · column sum) / total (Dunn et al. 2008; used on attention by Rao et al. 2021, "Transformer protein
+        language models are unsupervised structure learners"). The channel of layer l and head h is ``l * heads + h``.
+
+        Raises:
+            UserError: if the network cannot return attention maps.
+        """
+        if "attentions" not in self.model.capabilities:
+            raise UserError(f"{self.name}: this architecture returns no attention maps, which contacts are read from")
+        tokens, cu = self._pack([sequence[: self.max_length]])
+        start, stop = len(self.prefix), len(self.tokenizer.suffix)
+        with frozen(cast("nn.Module", self.model), self.dtype):
+            maps = self.model.encode(tokens, cu, attentions=True).attentions
+            if maps is None:
+                raise UserError(f"{self.name}: this architecture returned no attention maps")
+            inner = maps[0].float()  # [blocks, heads, L + specials, L + specials]
+            size = inner.shape[-1]
+            inner = inner[..., start : size - stop, start : size - stop].flatten(0, 1)  # [C, L, L]
+            symmetric = inner + inner.transpose(-1, -2)
+            rows = symmetric.sum(-1, keepdim=True)
+            total = rows.sum(-2, keepdim=True)
+            corrected = symmetric - rows * rows.transpose(-1, -2) / total
+            return cast("F32", corrected.permute(1, 2, 0).contiguous().cpu().numpy())
+
+    # ------------------------------------------------------------------------------------------------ machinery
+
+    def _residues_of(self, sequences: Sequence[str], policy: str) -> dict[str, F32]:
+        """Returns the features of distinct sequences."""
+        pieces: list[str] = []
+        places: list[tuple[str, int, int, int]] = []  # (sequence, first residue kept, from, to) within the piece
+        for sequence in sequences:
+            if policy == "skip" and len(sequence) > self.max_length:
+                continue
+            for offset, begin, end in self._windows(len(sequence), policy):
+                pieces.append(sequence[offset : offset + self.max_length])
+                places.append((sequence, offset + begin, begin, end))
+        start = len(self.prefix)
+        covered = {s: 0 if policy == "skip" and len(s) > self.max_length else len(s) for s in sequences}
+        if policy == "crop":
+            covered = {s: min(len(s), self.max_length) for s in sequences}
+        found = {s: np.empty((covered[s], self.width), dtype=np.float32) for s in sequences}
+        for batch in self._batches(pieces):
+            chunk = [pieces[i] for i in batch]
+            states = self._run(chunk, lambda parts: torch.cat(list(parts))).cpu().numpy()
+            first = start  # of the piece's residues in ``states``
+            for i, piece in zip(batch, chunk, strict=True):
+                sequence, target, begin, end = places[i]
+                found[sequence][target : target + end - begin] = states[first + begin : first + end]
+                first += len(piece) + start + len(self.tokenizer.suffix)
+        return found
+
+    def _windows(self, length: int, policy: str) -> Iterator[tuple[int, int, int]]:
+        """Yields (offset, begin, end): the window at ``offset`` gives the features of its residues begin to end."""
+        size = self.max_length
+        if length <= size or policy != "window":
+            yield 0, 0, min(length, size)
+            return
+        stride = max(1, size // 2)
+        offsets = [*range(0, length - size, stride), length - size]
+        done = 0
+        for this, after in zip(offsets, [*offsets[1:], length], strict=True):
+            # two windows share [after, this + size): each gives the half that lies farther from its own edge
+            until = length if after == length else (after + this + size) // 2
+            yield this, done - this, until - this
+            done = until
+
+    def _batches(self, sequences: Sequence[str]) -> Iterator[list[int]]:
+        """Yields positions of sequences that fit in one batch, longest first so that memory peaks at once."""
+        extra = len(self.prefix) + len(self.tokenizer.suffix)
+        batch: list[int] = []
+        tokens = 0
+        for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
+            size = len(sequences[i]) + extra
+            if batch and tokens + size > self.tokens_per_batch:
+                yield batch
+                batch, tokens = [], 0
+            batch.append(i)
+            tokens += size
+        if batch:
+            yield batch
+
+    def _run(self, sequences: Sequence[str], reduce: Callable[[tuple[Tensor, ...]], Tensor]) -> Tensor:
+        """Returns ``reduce`` of the chosen layer's states, one ``[L + specials, D]`` a sequence."""
+        tokens, cu = self._pack(sequences)
+        with frozen(cast("nn.Module", self.model), self.dtype):
+            if self.layer == self.model.depth:
+                states = self.model.encode(tokens, cu).last
+            else:
+                # the embedding's state needs no block, but stop_at=0 is not in the contract
+                encoded = self.model.encode(tokens, cu, layers=(self.layer,), stop_at=max(1, self.layer))
+                states = encoded.layers[self.layer]
+            if not bool(torch.isfinite(states).all()):
+                raise UserError(f"{self.name}: hidden states are not finite: the weights are damaged or have diverged")
+            return reduce(torch.split(states.float(), list(cu.lengths)))
+
+    def _pack(self, sequences: Sequence[str]) -> tuple[Tensor, Offsets]:
+        prefix = np.asarray(self.prefix, dtype=np.int32)
+        suffix = np.asarray(self.tokenizer.suffix, dtype=np.int32)
+        table = self.tokenizer.table
+        parts: list[NDArray[np.int32]] = []
+        for sequence in sequences:
+            parts += [prefix, table[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)], suffix]
+        ids = np.concatenate(parts).astype(np.int64)
+        extra = len(prefix) + len(suffix)
+        cu = Offsets.of((len(s) + extra for s in sequences), self.device)
+        self.counts["tokens"] += cu.total
+        return torch.from_numpy(ids).to(self.device), cu
+
+    def _count(self, sequences: Sequence[str], distinct: Counter[str], policy: str) -> None:
+        """Checks the sequences and adds them to the counts."""
+        for i, sequence in enumerate(sequences):
+            if not sequence or not sequence.isascii():
+                what = "is empty" if not sequence else "holds characters that are not ASCII"
+                raise UserError(f"sequence {i + 1} of {len(sequences)} {what}: give residues as letters")
+        long = sum(len(sequence) > self.max_length for sequence in distinct)
+        self.counts.update(sequences=len(sequences), computed=len(distinct))
+        if long:
+            self.counts[{"crop": "cropped", "window": "windowed", "skip": "skipped"}[policy]] += long

@@ -1,0 +1,62 @@
+"""Model FLOPs of a step and what a machine can do at most, for MFU (model FLOPs utilisation)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+class FlopCounter:
+    """Counts the matrix-multiplication FLOPs of training one step.
+
+    Forward and backward cost 6 FLOPs a weight and token for the weights of the blocks (all tokens) and of the output
+    head (scored tokens only), and 12 · depth · width · Σ L² for attention (Kaplan et al. 2020, section 2.1, without
+    the embedding, with the attention term).
+
+    Args:
+        model: a network with ``depth`` and ``width``; weights below ``blocks`` (without that: all) read every token.
+        vocabulary: size of the vocabulary, by which the embedding is told from other matrices.
+    """
+
+    def __init__(self, model: nn.Module, vocabulary: int) -> None:
+        self._attention = 12 * int(getattr(model, "depth", 0)) * int(getattr(model, "width", 0))
+        blocks = getattr(model, "blocks", None)
+        inside = {id(p) for p in (blocks if isinstance(blocks, nn.Module) else model).parameters()}
+        self._body = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) in inside)
+        self._head = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in inside)
+        self._vocabulary = vocabulary
+
+    def step(self, lengths: Sequence[int], scored: int) -> float:
+        """Returns the FLOPs of forward and backward over sequences of these lengths."""
+        tokens = sum(lengths)
+        return 6.0 * (self._body * tokens + self._head * scored) + self._attention * float(sum(n * n for n in lengths))
+
+
+def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:
+    """Measures the FLOP/s of a large square matrix product: the peak that MFU refers to.
+
+    Args:
+        device: where.
+        dtype: in which precision.
+        seconds: how long to measure; the best product counts.
+    """
+    n = 8192 if device.type == "cuda" else 1024
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    best, spent = float("inf"), 0.0
+    torch.mm(a, a)
+    while spent < seconds:
+        _wait(device)
+        begin = time.perf_counter()
+        torch.mm(a, a)
+        _wait(device)
+        took = time.perf_counter() - begin
+        best, spent = min(best, took), spent + took
+    return 2.0 * n**3 / best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

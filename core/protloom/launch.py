@@ -1,0 +1,242 @@
+"""Starts and resumes runs: the run folder, what may change between two sittings, and what must not."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protloom import checkpoint, config
+from protloom.assembly import Assembly, assemble
+from protloom.checkpoint import TrainState
+from protloom.distributed import World, join
+from protloom.errors import UserError
+from protloom.files import write_text
+from protloom.trainer import Trainer
+
+if TYPE_CHECKING:
+    from protloom.config import ResolvedRun
+    from protloom.plugins import Registry
+
+CONFIG = "config.yaml"
+DEFAULT_PARENT = "runs"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a sitting ended.
+
+    Attributes:
+        run_dir: the run folder.
+        state: the counters.
+        steps: steps that the run file asks for.
+        main: True on the process that prints.
+    """
+
+    run_dir: Path
+    state: TrainState
+    steps: int
+    main: bool
+
+    @property
+    def complete(self) -> bool:
+        """True if the last step was done."""
+        return self.state.step >= self.steps
+
+
+def stated_folder(resolved: ResolvedRun) -> Path | None:
+    """Returns the run folder that the run file names, or None if it names none.
+
+    Raises:
+        UserError: if it already holds a run or other files, or cannot be made.
+    """
+    stated = resolved.settings.out
+    folder = Path(DEFAULT_PARENT if stated is None else stated).expanduser()
+    if stated is not None and (folder / CONFIG).exists():
+        raise UserError(f"{folder} holds a run already: go on with  protloom resume {folder}  or choose another --out")
+    if stated is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder: choose another --out")
+    # told now, not after hours of building a store
+    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise UserError(f"the run folder {folder} cannot be made: {there} is a file; choose another --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(
+            f"the run folder {folder} cannot be made: no permission to write in {there}; choose another --out"
+        )
+    return None if stated is None else folder
+
+
+def _claim(resolved: ResolvedRun) -> Path:
+    """Makes the run folder: the one that the run file names, or ``runs/NAME-TIME``, which no other run has."""
+    stated = stated_folder(resolved)
+    if stated is not None:
+        stated.mkdir(parents=True, exist_ok=True)
+        return stated
+    name = f"{resolved.architecture.component.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while True:
+        folder = Path(DEFAULT_PARENT) / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1  # another run was started in the same second
+
+
+def start(resolved: ResolvedRun, registry: Registry) -> Finished:
+    """Trains a new run.
+
+    Args:
+        resolved: the validated run file.
+        registry: the installed components.
+    """
+    trainer = resolved.settings.trainer
+    stated_folder(resolved)
+    world = join(trainer.parallel, trainer.device)
+    try:
+        run = assemble(resolved, registry, world, initial=resolved.settings.init)
+        # the main process names the folder: the clocks of the others may already show another second
+        run_dir = Path(world.from_main(str(_claim(resolved)) if world.main else ""))
+        if world.main:
+            _write_config(run_dir, resolved)
+        world.barrier()
+        state = TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, tuple(s.content_hash for s in run.stores))
+        return _train(run, run_dir, state)
+    finally:
+        world.close()
+
+
+def resume(run_dir: Path, overrides: Sequence[str], registry: Registry) -> Finished:
+    """Goes on with a run from its newest checkpoint, or from the beginning if it has none yet.
+
+    Args:
+        run_dir: the run folder.
+        overrides: changed options, such as ``trainer.steps=2000``.
+        registry: the installed components.
+
+    Raises:
+        UserError: if there is no run, a checkpoint is damaged, or the corpus or the seed is another one.
+    """
+    if not (run_dir / CONFIG).is_file():
+        copies = sorted((run_dir / "checkpoints").glob(f"step-*/{CONFIG}"))
+        advice = f"copy {copies[-1]} there" if copies else "name the folder that  protloom train  printed"
+        raise UserError(f"{run_dir} holds no run ({CONFIG} is missing): {advice}")
+    if any(override.partition("=")[0] == "out" for override in overrides):
+        raise UserError(
+            f"out cannot be changed: the run goes on in {run_dir}; start another one with train --init {run_dir}"
+        )
+    resolved = config.load(run_dir / CONFIG, list(overrides), registry)
+    trainer = resolved.settings.trainer
+    folder = checkpoint.latest(run_dir)
+    saved = None if folder is None else checkpoint.read_state(folder)
+    checkpoint.best(run_dir)  # a damaged note is told before anything is changed
+    if saved is not None and saved.seed != resolved.settings.seed:
+        raise UserError(
+            f"{run_dir} was trained with seed={saved.seed}: another seed is another run; start it with train"
+        )
+    if saved is not None and saved.step >= trainer.steps:
+        return Finished(run_dir, saved, trainer.steps, main=os.environ.get("RANK", "0") == "0")
+    world = join(trainer.parallel, trainer.device)
+    try:
+        initial = resolved.settings.init if folder is None else folder / "model"
+        run = assemble(resolved, registry, world, initial=initial)
+        hashes = tuple(store.content_hash for store in run.stores)
+        if saved is not None:
+            _check_corpora(saved, run, hashes)
+            assert folder is not None
+            checkpoint.load_training(folder, objectives=run.module.objectives, optimizer=run.optimizer)
+        if world.main:
+            _write_config(run_dir, resolved)
+        world.barrier()
+        state = saved or TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, hashes)
+        return _train(run, run_dir, state)
+    finally:
+        world.close()
+
+
+def _train(run: Assembly, run_dir: Path, state: TrainState) -> Finished:
+    if run.world.main:
+        print(headline(run, run_dir, state), flush=True)
+    final = Trainer(run, run_dir, state).train()
+    return Finished(run_dir, final, run.settings.trainer.steps, run.world.main)
+
+
+def _check_corpora(saved: TrainState, run: Assembly, hashes: tuple[str, ...]) -> None:
+    if len(hashes) != len(saved.corpora):
+        raise UserError(f"the run was trained on {len(saved.corpora)} corpora, not {len(hashes)}: restore data.corpus")
+    for store, old, new in zip(run.stores, saved.corpora, hashes, strict=True):
+        if old != new:
+            raise UserError(
+                f"corpus {store.name} is not the one that the run was trained on (content {new[:12]}…, was "
+                f"{old[:12]}…): restore it, or start a new run with --init from this one"
+            )
+
+
+def _write_config(run_dir: Path, resolved: ResolvedRun) -> None:
+    """Writes the resolved run file, whole or not at all."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    text = config.dump(_located(resolved.as_dict()))
+    write_text(run_dir / CONFIG, "# the whole configuration of this run, defaults included\n" + text)
+
+
+def _located(document: dict[str, Any]) -> dict[str, Any]:
+    """Makes paths of files absolute, so that a run can be resumed from another folder."""
+    data = document["data"]
+    if isinstance(data["corpus"], list):
+        data["corpus"] = [{**part, "path": _absolute(part["path"])} for part in data["corpus"]]
+    else:
+        data["corpus"] = _absolute(data["corpus"])
+    data["validation"] = _absolute(data["validation"])
+    data["cache_dir"] = str(Path(data["cache_dir"]).expanduser().resolve()) if data["cache_dir"] else None
+    document["init"] = _absolute(document["init"])
+    return document
+
+
+def _absolute(text: str | None) -> str | None:
+    """Returns an existing path in full; a URI, a hub id or None stays as it is."""
+    return str(Path(text).expanduser().resolve()) if text and Path(text).expanduser().exists() else text
+
+
+def headline(run: Assembly, run_dir: Path, state: TrainState) -> str:
+    """Describes a run in a few lines, before its first step."""
+    trainer = run.settings.trainer
+    parameters = sum(p.numel() for p in run.model.parameters())
+    name = run.resolved.architecture.component.name
+    objectives = " + ".join(m.alias for m in run.mixture.members)
+    corpora = "\n         ".join(_corpus_line(run, number) for number in range(len(run.stores)))
+    kernels = ", ".join(sorted(set(run.ops.chosen.values())))
+    world: World = run.world
+    where = f"{world.device}" + (f" × {world.size} ({world.parallel})" if world.size > 1 else "")
+    begin = f"from step {state.step} " if state.step else ""
+    return "\n".join(
+        [
+            f"run      {run_dir}",
+            f"network  {name}, {_readable(parameters)} parameters; objective {objectives}",
+            f"corpus   {corpora}",
+            f"training {begin}to step {trainer.steps}, {trainer.tokens_per_step:,} tokens a step "
+            f"({trainer.steps * trainer.tokens_per_step / run.sampler.tokens_per_epoch:.2f} epochs); {where}, "
+            f"{'bf16' if run.precision is not None else 'fp32'}, kernels {kernels}",
+        ]
+    )
+
+
+def _corpus_line(run: Assembly, number: int) -> str:
+    store, totals = run.stores[number], run.sampler.totals[number]
+    simulated = "SIMULATED, " if store.manifest["simulated"] else ""
+    text = f"{store.name} ({simulated}{totals.sequences:,} sequences, {totals.tokens:,} tokens"
+    text += f"; {totals.held_out:,} held out"
+    text += f", {totals.short:,} too short" if totals.short else ""
+    rules = store.manifest["policies"]["rules"].values()
+    cleaned = [f"{counted['records']:,} × {counted['rule']}" for counted in rules if counted["records"]]
+    return text + ")" + "".join(f"\n         cleaned: {line}" for line in cleaned)
+
+
+def _readable(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return str(number)

@@ -1,0 +1,357 @@
+"""Finds plugins by their entry points and loads each of them behind a guard.
+
+Every plugin gets a pluggy manager of its own, so nothing that one plugin does (a hook wrapper, a second registration of
+the same module, an entry point with a name that is taken) can change what another one offers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from inspect import isroutine
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+
+from protloom import hookspecs
+from protloom.errors import UserError, did_you_mean
+from protloom.specs import API_VERSION, KINDS, Ref, Spec
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+GROUP = "protloom"
+"""The entry point group of plugins."""
+OWN = "protloom"
+"""The distribution whose components bare names always mean."""
+
+State = Literal["ok", "blocked", "broken", "clashing"]
+
+_NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_KIND_OF_HOOK = {hook: kind for kind, hook in hookspecs.HOOK_OF_KIND.items()}
+
+
+class PluginProblem(Exception):
+    """Something in a plugin that its author has to change."""
+
+
+@dataclass(frozen=True)
+class Component:
+    """One component of a plugin, with where it comes from; its code is imported only by the ``load_`` methods.
+
+    Attributes:
+        kind: one of :data:`protloom.specs.KINDS`.
+        name: its bare name.
+        distribution: the distribution that offers it, normalised (``Acme_Tools`` is ``acme-tools``).
+        version: that distribution's version.
+        plugin: the entry point that offers it.
+        spec: what the plugin stated.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    plugin: str
+    spec: Spec
+
+    @property
+    def full_name(self) -> str:
+        """The name that is never ambiguous: ``distribution/name``."""
+        return f"{self.distribution}/{self.name}"
+
+    @property
+    def builtin(self) -> bool:
+        """True for a component that protloom itself ships."""
+        return self.distribution == OWN
+
+    def load_factory(self) -> Callable[..., Any]:
+        """Imports the factory; raises UserError naming the distribution and the cause if that fails."""
+        factory: Callable[..., Any] = self.load(self.spec.factory)
+        if not callable(factory):
+            raise UserError(f"{self.label}: its factory {self.spec.factory!r} cannot be called; tell its author")
+        return factory
+
+    def load_config(self) -> type[BaseModel] | None:
+        """Imports the pydantic model of the options, None if there are none; raises UserError as load_factory."""
+        if self.spec.config is None:
+            return None
+        from pydantic import BaseModel
+
+        model = self.load(self.spec.config)
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            raise UserError(f"{self.label}: its config {self.spec.config!r} is not a pydantic model; tell its author")
+        return model
+
+    def load(self, ref: Ref) -> Any:
+        """Imports what a field of the spec refers to, such as ``ArchitectureSpec.weights``."""
+        if not isinstance(ref, str):
+            return ref
+        module, _, attribute = ref.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except (Exception, SystemExit) as error:
+            raise UserError(
+                f"{self.label}: cannot load {ref!r}: {one_line(error)}; reinstall or upgrade {self.distribution}"
+            ) from error
+        return found
+
+    @property
+    def label(self) -> str:
+        """Kind, full name, distribution and version, for messages."""
+        return f"{self.kind} {self.full_name!r} ({self.distribution} {self.version})"
+
+
+@dataclass(frozen=True)
+class PluginInfo:
+    """What is known of one plugin, loaded or not.
+
+    Attributes:
+        name: its entry point.
+        distribution: the distribution that declares it, normalised.
+        version: of the distribution.
+        licence: as the distribution's metadata state it, or ``unknown``.
+        module: what the entry point refers to.
+        state: ``ok``; ``blocked`` by the user; ``broken``; ``clashing`` if a bare name that it offers is taken.
+        error: the cause in one line, empty if all is well.
+        traceback: the whole traceback of a broken plugin.
+        load_ms: milliseconds that finding its components took.
+        components: what it offers; nothing unless ``ok`` or ``clashing``.
+    """
+
+    name: str
+    distribution: str
+    version: str
+    licence: str
+    module: str
+    state: State = "ok"
+    error: str = ""
+    traceback: str = ""
+    load_ms: float = 0.0
+    components: tuple[Component, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """``distribution:entrypoint``, as ``--no-plugin`` takes it."""
+        return f"{self.distribution}:{self.name}"
+
+    @property
+    def loaded(self) -> bool:
+        """True if its components can be used."""
+        return self.state in ("ok", "clashing")
+
+
+def normalise(distribution: str) -> str:
+    """Returns a distribution's name in its normal form: lower case, words joined by ``-`` (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def one_line(error: BaseException) -> str:
+    """Returns ``Type: message`` of an exception, its first line only."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def find_plugins(entry_points: Iterable[metadata.EntryPoint] | None, disabled: Collection[str]) -> list[PluginInfo]:
+    """Loads every plugin that is not disabled, in the order of (distribution, entry point).
+
+    Args:
+        entry_points: those to load, or None for all of group ``protloom`` that are installed.
+        disabled: names of distributions, entry points, or ``distribution:entrypoint``.
+    """
+    problems: list[PluginInfo] = []
+    found = list(entry_points) if entry_points is not None else _installed(problems)
+    stubs = sorted(((_stub(point), point) for point in found), key=lambda pair: (pair[0].distribution, pair[0].name))
+    plugins: list[PluginInfo] = []
+    for stub, point in stubs:
+        if is_named(stub, disabled):
+            plugins.append(replace(stub, state="blocked", error="blocked by --no-plugin or PROTLOOM_DISABLE_PLUGINS"))
+        else:
+            plugins.append(_guarded(stub, point, plugins))
+    return sorted([*plugins, *problems], key=lambda plugin: (plugin.distribution, plugin.name))
+
+
+def is_named(plugin: PluginInfo, names: Iterable[str]) -> bool:
+    """Tells whether one of ``names`` is this plugin's distribution, entry point or ``distribution:entrypoint``."""
+    for name in names:
+        distribution, colon, point = name.partition(":")
+        if normalise(distribution) == plugin.distribution and (not colon or point == plugin.name):
+            return True
+        if name == plugin.name:
+            return True
+    return False
+
+
+def _installed(problems: list[PluginInfo]) -> list[metadata.EntryPoint]:
+    """Returns the installed entry points of our group; unreadable declarations are appended to ``problems``.
+
+    ``importlib.metadata.entry_points`` would stop at one malformed file of any distribution, so each is read alone.
+    """
+    points: list[metadata.EntryPoint] = []
+    seen: set[str] = set()
+    for candidate in metadata.distributions():
+        try:
+            text = candidate.read_text("entry_points.txt") or ""
+        except (OSError, UnicodeDecodeError):
+            continue  # pip reports such a distribution; whether it is a plugin cannot be known
+        if GROUP not in text:
+            continue
+        name = "unknown"
+        try:
+            name = normalise(candidate.metadata["Name"])
+            if name in seen:
+                continue
+            seen.add(name)
+            # of two installed versions, the first on sys.path is the one that gets imported
+            first = metadata.distribution(name)
+            points.extend(point for point in first.entry_points if point.group == GROUP)
+        except Exception as error:
+            if f"[{GROUP}]" in text:
+                cause = f"unreadable entry_points.txt: {one_line(error)}"
+                problems.append(PluginInfo("?", name, "", "unknown", "", "broken", cause, traceback.format_exc()))
+    return points
+
+
+def _stub(point: metadata.EntryPoint) -> PluginInfo:
+    """Returns what is known of a plugin before it is loaded."""
+    distribution = point.dist
+    if distribution is None:
+        return PluginInfo(point.name, "unknown", "", "unknown", point.value)
+    about = distribution.metadata
+    return PluginInfo(
+        name=point.name,
+        distribution=normalise(about["Name"]),
+        version=distribution.version or "",
+        licence=_licence(about),
+        module=point.value,
+    )
+
+
+def _licence(about: metadata.PackageMetadata) -> str:
+    for key in ("License-Expression", "License"):
+        if key in about and about[key].strip():
+            return str(about[key]).strip().splitlines()[0][:40]
+    classifiers = about.get_all("Classifier") or []
+    named = [line.rsplit("::", 1)[1].strip() for line in classifiers if line.startswith("License ::")]
+    return named[0] if named else "unknown"
+
+
+def _guarded(stub: PluginInfo, point: metadata.EntryPoint, earlier: Sequence[PluginInfo]) -> PluginInfo:
+    """Loads one plugin; whatever goes wrong ends in ``state="broken"``."""
+    start = time.perf_counter()
+    try:
+        # a plugin that prints while it is imported would spoil the JSON that a program reads from stdout
+        with contextlib.redirect_stdout(sys.stderr):
+            specs = _ask(point.load())
+        components = tuple(
+            Component(kind, spec.name, stub.distribution, stub.version, stub.name, spec) for kind, spec in specs
+        )
+        _check_unique(components, stub, earlier)
+        loaded = replace(stub, components=components)
+    except PluginProblem as error:
+        loaded = replace(stub, state="broken", error=str(error), traceback=traceback.format_exc())
+    except (Exception, SystemExit) as error:
+        loaded = replace(stub, state="broken", error=one_line(error), traceback=traceback.format_exc())
+    return replace(loaded, load_ms=(time.perf_counter() - start) * 1000)
+
+
+def _ask(plugin: Any) -> list[tuple[str, Spec]]:
+    """Returns (kind, spec) of everything that a plugin's hooks offer."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    _check_hooks(plugin, manager)
+    try:
+        manager.register(plugin)
+    except pluggy.PluginValidationError as error:  # a wrong argument, told over several lines
+        raise PluginProblem(" ".join(str(error).split())) from error
+    found: list[tuple[str, Spec]] = []
+    offered = 0
+    for hook, kind in _KIND_OF_HOOK.items():
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            offered += 1
+            if implementation.wrapper or implementation.hookwrapper:
+                raise PluginProblem(f"{hook} is a hook wrapper, which protloom does not use; return a list of specs")
+            found.extend((kind, spec) for spec in _check_specs(hook, kind, implementation.function()))
+    if not offered:
+        raise PluginProblem(f"no hook found: mark a function such as {next(iter(_KIND_OF_HOOK))} with @hookimpl")
+    return found
+
+
+def _check_hooks(plugin: Any, manager: pluggy.PluginManager) -> None:
+    """Raises where a function named like a hook is none, or was not marked as one."""
+    home = getattr(plugin, "__name__", None)
+    for name in dir(plugin):
+        member = getattr(plugin, name, None)
+        if not isroutine(member):
+            continue
+        options = manager.parse_hookimpl_opts(plugin, name)
+        if options is not None:
+            hook = options.get("specname") or name
+            if hook not in _KIND_OF_HOOK:
+                raise PluginProblem(f"there is no hook {hook!r}.{did_you_mean(hook, _KIND_OF_HOOK)}")
+        elif name.startswith(f"{GROUP}_") and getattr(member, "__module__", home) == home:
+            if name in _KIND_OF_HOOK:
+                raise PluginProblem(f"{name} lacks @hookimpl (from protloom import hookimpl)")
+            raise PluginProblem(f"there is no hook {name!r}.{did_you_mean(name, _KIND_OF_HOOK)}")
+
+
+def _check_specs(hook: str, kind: str, result: Any) -> Sequence[Spec]:
+    """Returns what a hook returned if it is a list of proper specs of its kind."""
+    wanted = KINDS[kind]
+    if not isinstance(result, list | tuple):
+        raise PluginProblem(f"{hook} returned {type(result).__name__}, not a list of {wanted.__name__}")
+    for spec in result:
+        if not isinstance(spec, wanted):
+            raise PluginProblem(f"{hook} returned a {type(spec).__name__} in its list, not a {wanted.__name__}")
+        _check_spec(hook, kind, spec)
+    return result
+
+
+def _check_spec(hook: str, kind: str, spec: Spec) -> None:
+    # only a task may name a variant, such as ss3:casp12
+    parts = spec.name.split(":", 1 if kind == "task" else 0) if isinstance(spec.name, str) else [""]
+    if not all(_NAME.fullmatch(part) for part in parts):
+        raise PluginProblem(
+            f"{hook}: illegal {kind} name {spec.name!r}; use lower-case letters and digits, words joined by - or _"
+        )
+    if not isinstance(spec.api_version, int) or spec.api_version < 1:
+        raise PluginProblem(f"{kind} {spec.name!r}: api_version is {spec.api_version!r}, not a whole number from 1")
+    if spec.api_version > API_VERSION:
+        raise PluginProblem(
+            f"{kind} {spec.name!r} was written for api_version {spec.api_version}, this protloom offers"
+            f" {API_VERSION}: upgrade protloom, or install an older version of the plugin"
+        )
+    for field, ref in _references(spec).items():
+        if isinstance(ref, str):
+            if not _REFERENCE.fullmatch(ref):
+                raise PluginProblem(f"{kind} {spec.name!r}: {field} {ref!r} is not of the form 'package.module:attr'")
+        elif not callable(ref):
+            raise PluginProblem(f"{kind} {spec.name!r}: {field} is a {type(ref).__name__}, neither code nor its name")
+
+
+def _references(spec: Spec) -> Mapping[str, Any]:
+    references = {"factory": spec.factory, "config": spec.config, "weights": getattr(spec, "weights", None)}
+    return {field: ref for field, ref in references.items() if ref is not None or field == "factory"}
+
+
+def _check_unique(components: Sequence[Component], stub: PluginInfo, earlier: Sequence[PluginInfo]) -> None:
+    """Raises where a full name would mean two things."""
+    taken = {(c.kind, c.full_name): plugin.name for plugin in earlier for c in plugin.components}
+    for component in components:
+        key = (component.kind, component.full_name)
+        if key in taken:
+            raise PluginProblem(
+                f"{component.kind} {component.name!r} is already offered by entry point {taken[key]!r} of the same"
+                f" distribution ({stub.distribution})"
+            )
+        taken[key] = stub.name

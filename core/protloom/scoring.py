@@ -1,0 +1,62 @@
+"""Compares what tasks found for several subjects: paired differences with intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from protloom.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from protloom.contracts import TaskResult
+
+LEVEL = 0.95
+"""Confidence of every interval."""
+
+
+class Difference(NamedTuple):
+    """How much better one subject is than another on the same items.
+
+    Attributes:
+        value: first minus second.
+        interval: 95 % interval of it, by the paired bootstrap.
+    """
+
+    value: float
+    interval: tuple[float, float]
+
+    @property
+    def verdict(self) -> str:
+        """Says in words whether the interval leaves out zero."""
+        low, high = self.interval
+        if low > 0:
+            return "better"
+        if high < 0:
+            return "worse"
+        return "not separable"
+
+
+def percentile_interval(replicates: NDArray[np.float64]) -> tuple[float, float]:
+    """Returns the central 95 % of bootstrap replicates (the percentile interval of Efron and Tibshirani 1993, ch. 13).
+
+    Both ends are NaN where there is nothing to resample (fewer than two replicates).
+    """
+    if len(replicates) < 2:
+        return float("nan"), float("nan")
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(replicates, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_difference(first: TaskResult, second: TaskResult) -> Difference:
+    """Returns ``first - second`` with its interval: both were resampled by the same draws of the same items.
+
+    Raises:
+        UserError: if the results are not about the same items.
+    """
+    if first.items != second.items or first.metric != second.metric or len(first.replicates) != len(second.replicates):
+        raise UserError("these two results cannot be compared: they are not about the same items, metric and seed")
+    return Difference(first.value - second.value, percentile_interval(first.replicates - second.replicates))

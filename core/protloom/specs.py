@@ -1,0 +1,142 @@
+"""What a plugin hands to protloom: one small frozen record a component.
+
+A spec names a component and says where its code is; it holds no code itself. ``factory`` and ``config`` are usually
+strings ``"package.module:attribute"``, imported only when the component is used, so that listing plugins stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+API_VERSION = 1
+"""Version of the contracts in this release; a spec states the one that it was written for."""
+
+Ref = str | Callable[..., Any]
+"""An object, or where to import it from: ``"package.module:attribute"``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every component states.
+
+    Attributes:
+        name: how users call it: lower case, words joined by ``-`` or ``_``, no ``/`` and no ``:`` (a task may name a
+            variant after one ``:``).
+        factory: builds the component; its arguments are stated by the subclass.
+        config: a pydantic model of the component's options (``extra="forbid"``, frozen), or None where it has none.
+        summary: one line for ``protloom plugins``.
+        api_version: the :data:`API_VERSION` that the component was written for.
+    """
+
+    kind: ClassVar[str] = ""
+    name: str
+    factory: Ref
+    config: Ref | None = None
+    summary: str = ""
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerSpec(Spec):
+    """A tokenizer; ``factory(config) -> protloom.contracts.Tokenizer``."""
+
+    kind: ClassVar[str] = "tokenizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureSpec(Spec):
+    """A network; ``factory(config, build: protloom.contracts.BuildContext) -> torch.nn.Module``.
+
+    Attributes:
+        sizes: named presets: size -> options of ``config``. A user writes ``name:size``.
+        defaults: what a run that leaves them out gets: any of ``tokenizer``, ``objective``, ``optimizer``, ``schedule``
+            (a name, or a mapping with ``name`` and options).
+        weights: a :class:`protloom.contracts.WeightAdapter` that reads and writes other programs' formats, or None.
+    """
+
+    kind: ClassVar[str] = "architecture"
+    sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    weights: Ref | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveSpec(Spec):
+    """A training objective; ``factory(config, build: BuildContext) -> protloom.objective.Objective``."""
+
+    kind: ClassVar[str] = "objective"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec(Spec):
+    """An optimizer; ``factory(config, groups: list[dict]) -> torch.optim.Optimizer``.
+
+    ``groups`` are parameter groups with ``params``, ``names``, ``lr_scale`` and ``weight_decay_scale`` (0 for biases
+    and norms). ``config`` must have a field ``lr``: schedules multiply it.
+    """
+
+    kind: ClassVar[str] = "optimizer"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelSpec(Spec):
+    """A backend of :mod:`protloom.ops`; ``factory(config) -> protloom.ops.Backend``."""
+
+    kind: ClassVar[str] = "kernel"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec(Spec):
+    """A downstream task; ``factory(config) -> protloom.contracts.Task``.
+
+    A name may be ``group:variant``; the group's name alone stands for all its variants. Where ``config`` has a field
+    ``data_dir``, the command line puts the folder of real data there.
+
+    Attributes:
+        tags: words to choose it by, such as ``per-residue`` or ``simulated``.
+        options: options of ``config`` that make this variant, as ``sizes`` do for an architecture.
+    """
+
+    kind: ClassVar[str] = "task"
+    tags: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CallbackSpec(Spec):
+    """Something told of every logged line; ``factory(config, run_dir: Path) -> protloom.contracts.Callback``."""
+
+    kind: ClassVar[str] = "callback"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSpec(Spec):
+    """A source of sequences reached by a URI; its ``name`` is the scheme.
+
+    ``factory(config, uri: str) -> Iterable[protloom.contracts.Record]``; for ``demo:?n=100`` the name is ``demo``.
+    ``config`` validates the query part of the URI.
+
+    Attributes:
+        simulated: a program made the sequences; stores, logs and reports say so.
+    """
+
+    kind: ClassVar[str] = "corpus"
+    simulated: bool = False
+
+
+KINDS: Mapping[str, type[Spec]] = {
+    spec.kind: spec
+    for spec in (
+        TokenizerSpec,
+        ArchitectureSpec,
+        ObjectiveSpec,
+        OptimizerSpec,
+        KernelSpec,
+        TaskSpec,
+        CallbackSpec,
+        CorpusSpec,
+    )
+}
+"""Every kind of component by name."""

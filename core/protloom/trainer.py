@@ -1,0 +1,410 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from protloom import checkpoint, schedules
+from protloom.checkpoint import TrainState
+from protloom.contracts import StepContext
+from protloom.data.loader import Loader
+from protloom.errors import UserError, did_you_mean
+from protloom.flops import FlopCounter, matmul_peak
+from protloom.metrics import MetricLog, Progress, clock, peak_memory
+from protloom.rng import CounterRNG
+from protloom.step import DeviceShare, first_bad_module, to_device
+
+if TYPE_CHECKING:
+    from protloom.assembly import Assembly
+    from protloom.mixture import HostBatch, TermKey
+
+
+class Stepped(NamedTuple):
+    """What one optimizer step did."""
+
+    totals: Mapping[TermKey, Tensor]
+    metrics: Mapping[tuple[str, str], tuple[Tensor, Tensor]]
+    norm: Tensor
+    finite: bool
+
+
+@dataclass
+class Window:
+    """Counters since the last logged line."""
+
+    tokens: int = 0
+    real: int = 0
+    flops: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class StopRequest:
+    """Set by a signal: finish the step, save, and end."""
+
+    name: str | None = None
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns the first SIGTERM, SIGUSR1 or SIGINT into a request to stop; a second one acts as usual."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may set handlers: a notebook's or a server's keeps its own
+        return
+    previous: dict[signal.Signals, Any] = {}
+
+    def ask(number: int, _frame: object) -> None:
+        request.name = signal.Signals(number).name
+        signal.signal(number, previous[signal.Signals(number)])
+
+    for chosen in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        previous[chosen] = signal.signal(chosen, ask) or signal.SIG_DFL
+    try:
+        yield request
+    finally:
+        for chosen, handler in previous.items():
+            signal.signal(chosen, handler)
+
+
+@dataclass
+class Trainer:
+    """Trains an assembled run from its state to its last step.
+
+    Attributes:
+        run: network, objectives, optimizer, data: see :mod:`protloom.assembly`.
+        run_dir: the run folder.
+        state: where to start; replaced as the run goes on.
+    """
+
+    run: Assembly
+    run_dir: Path
+    state: TrainState
+    _window: Window = field(default_factory=Window)
+    _bad_in_a_row: int = 0
+    _saved: int = -1
+
+    def train(self) -> TrainState:
+        """Runs until the last step, or until a signal asks to stop; returns the final counters.
+
+        Raises:
+            UserError: after ``trainer.nonfinite_limit`` non-finite steps in a row, naming where they come from.
+        """
+        run, config = self.run, self.run.settings.trainer
+        self._peak = matmul_peak(run.world.device, run.precision or torch.float32) if run.world.main else 1.0
+        self._flops = FlopCounter(run.model, len(run.tokenizer.vocab))
+        self._rng = CounterRNG(run.settings.seed, "step")
+        self._saved = self.state.step
+        first = self.state.step
+        if first:
+            self._retain()  # a kill may have come between writing the checkpoint and this
+        log = self._open_log()
+        progress = Progress(config.steps, done=first, quiet=not run.world.main)
+        loader = Loader(run.host_step, threads=run.settings.data.threads, start=first, stop=config.steps)
+        try:
+            with loader, stop_on_signals() as stop:
+                if run.validator is not None and first == 0:
+                    self._validate(log, progress)
+                for step, batches in loader:
+                    divisors, stopping = self._agree(batches, stop)
+                    self._train_step(step, batches, divisors, log, progress)
+                    if run.validator is not None and self._due(config.validate_every or -(-config.steps // 10)):
+                        self._validate(log, progress)
+                    if stopping or self._due(config.checkpoint_every or config.steps):
+                        self._save()
+                    if stopping and self.state.step < config.steps:
+                        progress.note(
+                            f"stopped after step {self.state.step}: go on with  protloom resume {self.run_dir}"
+                        )
+                        break
+        finally:
+            progress.close()
+            if log is not None:
+                log.close()
+        return self.state
+
+    # -------------------------------------------------------------------------------------------------- one step
+
+    def _agree(self, batches: Sequence[HostBatch], stop: StopRequest) -> tuple[dict[TermKey, float], bool]:
+        """Adds the counts of every micro-batch and rank, and lets all ranks agree whether to stop."""
+        keys = sorted({key for batch in batches for key in batch.counts})
+        numbers = [float(sum(batch.counts.get(key, 0) for batch in batches)) for key in keys]
+        *totals, asked = self.run.world.sum_numbers([*numbers, float(stop.name is not None)])
+        return dict(zip(keys, totals, strict=True)), asked > 0
+
+    def _train_step(
+        self,
+        step: int,
+        batches: Sequence[HostBatch],
+        divisors: Mapping[TermKey, float],
+        log: MetricLog | None,
+        progress: Progress,
+    ) -> None:
+        run, config = self.run, self.run.settings.trainer
+        begin = time.perf_counter()
+        weights = run.mixture.weights(step)
+        rate = run.peak_rate * schedules.factor(run.settings.schedule, step, config.steps)
+        stepped = self._optimize(step, batches, weights, divisors, rate)
+        tokens = self._count(batches, divisors)
+        self._window.seconds += time.perf_counter() - begin
+        self.state = replace(
+            self.state,
+            step=step + 1,
+            tokens=self.state.tokens + tokens,
+            skipped=self.state.skipped + (not stepped.finite),
+        )
+        if self._due(config.log_every) or not stepped.finite:
+            record = self._record(stepped, weights, divisors, rate)
+            if log is not None:
+                log.write(record)
+                progress.update(self.state.step, cast(Any, record))
+        self._guard(stepped, step, batches, weights, divisors, progress)
+
+    def _optimize(
+        self,
+        step: int,
+        batches: Sequence[HostBatch],
+        weights: Mapping[TermKey, float],
+        divisors: Mapping[TermKey, float],
+        rate: float,
+    ) -> Stepped:
+        """Accumulates gradients over the micro-batches and moves the parameters, unless a number is not finite."""
+        run = self.run
+        totals: dict[TermKey, Tensor] = {}
+        metrics: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        run.optimizer.zero_grad(set_to_none=True)
+        # dropout is a function of (seed, step, rank) too, so that a resumed run draws the same
+        torch.manual_seed(self._rng.stream("torch").draw(step, run.world.rank))
+        for number, batch in enumerate(batches):
+            ctx = StepContext(step, self._rng.stream(step, number), run.world.all_sum, run.world.all_gather)
+            with self._synchronised(last=number == len(batches) - 1):
+                output = run.wrapped(to_device(batch, run.world.device), weights, divisors, ctx)
+                output.loss.backward()
+            for key, total in output.totals.items():
+                totals[key] = totals.get(key, torch.zeros_like(total)) + total
+            for name, metric in output.metrics.items():
+                total, count = (torch.as_tensor(x, device=run.world.device) for x in (metric.total, metric.count))
+                before = metrics.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
+                metrics[name] = (before[0] + total.detach(), before[1] + count.detach())
+        limit = run.settings.trainer.clip_norm
+        norm = run.ops.clip_grad_norm(run.trainable(), math.inf if limit is None else limit)
+        # the one point where the host waits for the device: whether to step must be known
+        healthy = torch.isfinite(torch.stack([norm, *totals.values()])).all()
+        finite = bool(run.world.everywhere(healthy))
+        if finite:
+            run.optimizer.step()
+            run.module.after_step(step)
+        return Stepped(totals, metrics, norm, finite)
+
+    @contextmanager
+    def _synchronised(self, *, last: bool) -> Iterator[None]:
+        """Lets DDP and FSDP2 reduce gradients in the last micro-batch only."""
+        wrapped: Any = self.run.wrapped
+        parallel = self.run.world.parallel
+        if parallel == "fsdp2":
+            wrapped.set_requires_gradient_sync(last)
+        with wrapped.no_sync() if parallel == "ddp" and not last else nullcontext():
+            yield
+
+    def _count(self, batches: Sequence[HostBatch], divisors: Mapping[TermKey, float]) -> int:
+        """Adds tokens and FLOPs of a step, on all ranks together (estimated from this rank's share of the lengths)."""
+        lengths = [n for b in batches for s in b.shares for n in (s.inputs.cu[1:] - s.inputs.cu[:-1]).tolist()]
+        scored = sum(sum(b.counts.values()) for b in batches)
+        streams = [p for b in batches for s in b.shares for p in (s.inputs, s.decoder) if p is not None]
+        real = sum(int(packed.cu[-1]) for packed in streams)
+        numbers = [float(sum(b.tokens for b in batches)), float(real), self._flops.step(lengths, scored)]
+        tokens, real_tokens, flops = self.run.world.sum_numbers(numbers)
+        self._window.tokens += int(tokens)
+        self._window.real += int(real_tokens)
+        self._window.flops += flops
+        return int(tokens)
+
+    def _guard(
+        self,
+        stepped: Stepped,
+        step: int,
+        batches: Sequence[HostBatch],
+        weights: Mapping[TermKey, float],
+        divisors: Mapping[TermKey, float],
+        progress: Progress,
+    ) -> None:
+        """Counts skipped steps, names the culprit, and ends a run that cannot recover."""
+        if stepped.finite:
+            self._bad_in_a_row = 0
+            return
+        self._bad_in_a_row += 1
+        run, limit = self.run, self.run.settings.trainer.nonfinite_limit
+        where = "a sharded network"
+        if run.world.parallel != "fsdp2":
+            ctx = StepContext(step, self._rng.stream(step, 0), _alone, _alone)
+            where = next(filter(None, (self._culprit(b, weights, divisors, ctx) for b in batches)), "a gradient")
+        progress.note(f"step {step + 1} skipped: not finite, first in {where} ({self._bad_in_a_row} in a row)")
+        if self._bad_in_a_row >= limit:
+            saved = checkpoint.latest(self.run_dir)
+            advice = f"the last good checkpoint is {saved}" if saved else "there is no checkpoint yet"
+            raise UserError(
+                f"training stopped at step {step + 1}: not finite {limit} times in a row, first in {where}; "
+                f"{advice}. Lower optimizer.lr, lengthen schedule.warmup_steps or train with trainer.precision=fp32",
+                exit_code=1,
+            )
+
+    def _culprit(self, batch: HostBatch, weights: Any, divisors: Any, ctx: StepContext) -> str:
+        shares: tuple[DeviceShare, ...] = to_device(batch, self.run.world.device)
+        return first_bad_module(self.run.module, shares, weights, divisors, ctx)
+
+    # ------------------------------------------------------------------------------------ logging and saving
+
+    def _due(self, every: int) -> bool:
+        """True after every ``every``-th step and after the last."""
+        return self.state.step % every == 0 or self.state.step == self.run.settings.trainer.steps
+
+    def _open_log(self) -> MetricLog | None:
+        if not self.run.world.main:
+            return None
+        return MetricLog(
+            self.run_dir,
+            step=self.state.step,
+            tensorboard=self.run.settings.trainer.tensorboard,
+            callbacks=self.run.callbacks(self.run_dir),
+        )
+
+    def _record(
+        self,
+        stepped: Stepped,
+        weights: Mapping[TermKey, float],
+        divisors: Mapping[TermKey, float],
+        rate: float,
+    ) -> dict[str, float | int]:
+        """Makes the line of ``metrics.jsonl`` for the step just done; every rank must call it."""
+        run, window = self.run, self._window
+        keys, names = list(stepped.totals), list(stepped.metrics)
+        local = [float(t) for t in stepped.totals.values()]
+        local += [float(x) for pair in stepped.metrics.values() for x in pair]
+        sums = run.world.sum_numbers(local)
+        means = {key: total / max(1.0, divisors[key]) for key, total in zip(keys, sums, strict=False)}
+        self._account()
+        record: dict[str, float | int] = {
+            "step": self.state.step,
+            "loss": sum(weights[key] * mean for key, mean in means.items()),
+        }
+        for (alias, term), mean in means.items():
+            single = sum(a == alias for a, _ in keys) == 1
+            name = alias if single else f"{alias}.{term}"
+            record[f"loss/{name}"] = mean
+            record[f"scored/{name}"] = int(divisors[alias, term])
+        pairs = sums[len(keys) :]
+        for i, (alias, name) in enumerate(names):
+            record[f"{name}/{alias}"] = pairs[2 * i] / max(1.0, pairs[2 * i + 1])
+        record |= {
+            "learning_rate": rate,
+            "grad_norm": float(stepped.norm),
+            "tokens": self.state.tokens,
+            "tokens_per_second": window.real / max(window.seconds, 1e-9),
+            "mfu": window.flops / max(window.seconds, 1e-9) / (self._peak * run.world.size),
+            "padding_share": 1.0 - window.real / max(1, window.tokens),
+            "memory_mib": _device_memory(run.world.device),
+            "seconds": self.state.seconds,
+            "epoch": run.sampler.epoch_at(self.state.step),
+            "skipped": self.state.skipped,
+        }
+        self._window = Window()
+        return record
+
+    def _account(self) -> None:
+        """Moves the window's time and FLOPs into the state."""
+        self.state = replace(
+            self.state,
+            seconds=self.state.seconds + self._window.seconds,
+            flops=self.state.flops + self._window.flops,
+        )
+
+    def _validate(self, log: MetricLog | None, progress: Progress) -> None:
+        run = self.run
+        assert run.validator is not None
+        # every term counts, also one that starts later
+        results = run.validator.run(run.wrapped, run.final_weights())
+        wanted = run.settings.trainer.best_metric
+        if wanted not in results:
+            raise UserError(
+                f"trainer.best_metric: a validation has no metric {wanted!r}.{did_you_mean(wanted, results)}"
+            )
+        self.state = replace(self.state, validation=results, validated=self.state.step)
+        if log is not None:
+            log.write({"step": self.state.step, "loss": results["validation/loss"], **results})
+            progress.note(f"validation after step {self.state.step}: {describe(results)}")
+
+    def _save(self) -> None:
+        if self._saved == self.state.step:
+            return
+        run = self.run
+        if self._window.seconds:
+            self._account()
+            self._window = Window()
+        checkpoint.save(
+            self.run_dir,
+            self.state,
+            write_model=run.write_model,
+            model=run.model,
+            objectives=run.module.objectives,
+            optimizer=run.optimizer,
+            world=run.world,
+        )
+        self._saved = self.state.step
+        self._retain()
+
+    def _retain(self) -> None:
+        """Notes whether the checkpoint just written is the best one, and removes what need not be kept."""
+        state, config = self.state, self.run.settings.trainer
+        if not self.run.world.main:
+            return
+        # a metric of earlier weights says nothing of these
+        value = state.validation.get(config.best_metric) if state.validated == state.step else None
+        if value is not None and math.isfinite(value):
+            checkpoint.note_best(self.run_dir, state.step, config.best_metric, value)
+        checkpoint.prune(self.run_dir, config.keep_last)
+
+
+def describe(results: Mapping[str, float]) -> str:
+    """Writes validation metrics as a line for a person."""
+    parts = []
+    for name, value in results.items():
+        _, what, *rest = name.split("/")
+        if what == "perplexity":
+            alias = rest[0]
+            parts.append(
+                f"{alias} {results[f'validation/loss/{alias}']:.4f} nats per scored token (perplexity {value:.2f}; "
+                f"residue frequencies alone {results[f'validation/unigram_entropy/{alias}']:.4f}; "
+                f"{results[f'validation/scored/{alias}']:,.0f} scored)"
+                if f"validation/loss/{alias}" in results
+                else f"{alias} perplexity {value:.2f}"
+            )
+    return "; ".join(parts) or f"loss {results['validation/loss']:.4f}"
+
+
+def summary(state: TrainState) -> str:
+    """Writes what a run did as a line for a person."""
+    speed = state.tokens / max(state.seconds, 1e-9)
+    return f"{state.step:,} steps, {state.tokens:,} tokens in {clock(state.seconds)} ({speed:,.0f} tokens/s)"
+
+
+def _device_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return peak_memory()
+
+
+def _alone(x: Tensor) -> Tensor:
+    return x
