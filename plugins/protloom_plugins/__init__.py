@@ -1,0 +1,1 @@
+"""The components that protloom ships, each registered like a third party's."""

@@ -1,0 +1,20 @@
+"""Kernel backends that protloom ships."""
+
+from protloom import KernelSpec, hookimpl
+
+
+@hookimpl
+def protloom_kernels() -> list[KernelSpec]:
+    """Offers the built-in kernel backends."""
+    return [
+        KernelSpec(
+            name="reference",
+            factory="protloom_plugins.kernels.reference:ReferenceBackend",
+            summary="plain formulas, any device and dtype: what every other backend is compared with",
+        ),
+        KernelSpec(
+            name="torch",
+            factory="protloom_plugins.kernels.native:TorchBackend",
+            summary="the fastest form that PyTorch itself offers on this device",
+        ),
+    ]

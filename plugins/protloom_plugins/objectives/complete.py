@@ -1,0 +1,122 @@
+"""Completion: the encoder reads the first part of a sequence, the decoder generates the rest (Ankh3).
+
+What the network reads and answers for MKAYVLINSRGP, split in half::
+
+    encoder  [S2S] M K A Y V L </s>
+    target   I N S R G P </s>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from protloom.contracts import Losses, Metric, Packed, Prepared, Term
+from protloom.objective import Objective
+from protloom.rng import uniform
+from protloom.settings import Section
+from protloom_plugins.objectives import decoding
+from protloom_plugins.objectives import sentinels as seq2seq
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from protloom.contracts import Architecture, BuildContext, SequenceBatch, StepContext
+    from protloom.objective import Forward
+    from protloom.rng import CounterRNG
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class UniformSplit(Section):
+    """A sequence is cut after a share of its residues that is drawn from a range."""
+
+    min: Fraction = Field(description="Smallest share that the encoder reads")
+    max: Fraction = Field(description="Largest share that the encoder reads")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> UniformSplit:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
+        return self
+
+
+class CompleteConfig(Section):
+    """Options of completion."""
+
+    split: Literal["half"] | UniformSplit = Field(
+        default="half", description="half: after floor(L / 2) residues; or {min, max}: a share drawn for each sequence"
+    )
+    prefix: str = Field(
+        default="auto", description="Mode in front; auto: S2S where the tokenizer has modes, none: nothing"
+    )
+    z_loss: float = Field(default=0.0, ge=0, description="Weight of (log Z)², in training; T5X: 1e-4")
+
+
+class Complete(Objective):
+    """Asks for the second part of a sequence; the loss is the sum of −log p over it and ``</s>``, in nats.
+
+    Where a sequence is cut is a hash of (seed, corpus, epoch, sequence). Both parts have at least one residue; a
+    sequence of one residue cannot be split: the encoder reads none of it, and it is asked for whole.
+
+    Args:
+        config: where to cut, and the mode.
+        build: gives tokenizer and kernels.
+
+    Raises:
+        UserError: if the tokenizer has not the mode that is asked for.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"encode", "decode"})
+    config: CompleteConfig
+
+    def __init__(self, config: CompleteConfig, build: BuildContext) -> None:
+        super().__init__(config, build)
+        tokenizer = build.tokenizer
+        self.terms: Mapping[str, Term] = {"complete": Term(additive=True)}
+        name = "S2S" if config.prefix == "auto" and tokenizer.prefixes else config.prefix
+        self._prefix = seq2seq.prefix_of(tokenizer, name, "objective complete")
+        self._kinds = decoding.kinds_of(tokenizer)
+        self._cross_entropy = build.ops.cross_entropy
+
+    def prepare(self, batch: SequenceBatch, rng: CounterRNG) -> Prepared:
+        """Cuts every sequence in two; ``targets`` and ``kinds`` are ``[T]`` over all positions of the decoder."""
+        tokenizer = self.tokenizer
+        residues = seq2seq.strip(batch, len(tokenizer.prefix), len(tokenizer.suffix))
+        sizes = residues.lengths - self._kept(residues.lengths, batch, rng)  # [n] asked for
+        second = np.zeros(len(residues.tokens), dtype=np.bool_)
+        second[seq2seq.tail(residues.cu[1:], sizes)] = True
+        given = Packed(residues.tokens[~second], seq2seq.offsets(residues.lengths - sizes))
+        asked = Packed(residues.tokens[second], seq2seq.offsets(sizes))
+        one = np.zeros(batch.packed.n, dtype=np.int64)
+        target = seq2seq.frame(asked, [()], one, tokenizer.suffix)
+        return Prepared(
+            inputs=seq2seq.frame(given, [self._prefix], one, tokenizer.suffix),
+            decoder=seq2seq.shift_right(target, tokenizer.pad_id),
+            counts={"complete": len(target.tokens)},
+            arrays={
+                "targets": target.tokens.astype(np.int64),
+                "kinds": self._kinds[target.tokens],
+                "counters": np.array([len(given.tokens), len(residues.tokens)], dtype=np.int64),
+            },
+        )
+
+    def _kept(self, lengths: NDArray[np.int64], batch: SequenceBatch, rng: CounterRNG) -> NDArray[np.int64]:
+        """Returns ``[n]`` how many residues the encoder reads."""
+        split = self.config.split
+        if split == "half":
+            return lengths // 2
+        share = split.min + (split.max - split.min) * uniform(batch.keys(rng))
+        return np.maximum((share * lengths).astype(np.int64), np.minimum(1, lengths // 2))
+
+    def loss(self, model: Architecture, passes: Forward, prepared: Mapping[str, Tensor], ctx: StepContext) -> Losses:
+        """Returns the summed cross entropy in nats; see :func:`decoding.score` for the metrics."""
+        z_loss = self.config.z_loss if self.training else 0.0
+        total, metrics = decoding.score(model, passes, prepared, self._cross_entropy, z_loss)
+        del metrics["sentinel_loss"]  # a completion has none
+        given, residues = prepared["counters"].unbind()
+        return Losses({"complete": total}, {**metrics, "kept": Metric(given, residues)})
