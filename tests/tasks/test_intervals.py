@@ -1,0 +1,108 @@
+"""The bootstrap against loops, and against what it should cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from protloom.scoring import paired_difference, percentile_interval
+from protloom_tasks import intervals
+
+
+def test_ratio_by_brute_force() -> None:
+    rng = np.random.default_rng(1)
+    total, count = rng.random(17), rng.integers(1, 9, 17).astype(float)
+    found = intervals.bootstrap_ratio(total, count, seed=4, replicates=50)
+    rows = [row for block in intervals.draws(17, seed=4, replicates=50) for row in block]
+    assert len(rows) == 50
+    for replicate, row in zip(found, rows, strict=True):
+        assert replicate == pytest.approx(sum(total[i] for i in row) / sum(count[i] for i in row))
+    mean = intervals.bootstrap_ratio(total, seed=4, replicates=50)
+    np.testing.assert_allclose(mean, [np.mean(total[row]) for row in rows])
+
+
+def test_blocks_make_no_difference_to_the_number_of_replicates() -> None:
+    blocks = list(intervals.draws(1_500_000, seed=0, replicates=3))
+    assert [block.shape for block in blocks] == [(1, 1_500_000)] * 3
+    assert not np.array_equal(blocks[0], blocks[1])
+
+
+def test_statistic_resamples_rows_together() -> None:
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=30)
+    found = intervals.bootstrap_statistic(
+        lambda a, b: float(stats.spearmanr(a, b).statistic), x, 3 * x, seed=0, replicates=20
+    )
+    np.testing.assert_allclose(found, 1.0)
+    other = intervals.bootstrap_statistic(lambda a: float(a.mean()), x, seed=0, replicates=20)
+    np.testing.assert_allclose(other, intervals.bootstrap_ratio(x, seed=0, replicates=20))
+
+
+def test_interval_agrees_with_scipy() -> None:
+    x = np.random.default_rng(3).normal(size=200)
+    low, high = percentile_interval(intervals.bootstrap_ratio(x, seed=1, replicates=20_000))
+    reference = stats.bootstrap((x,), np.mean, n_resamples=20_000, method="percentile", rng=5).confidence_interval
+    assert low == pytest.approx(reference.low, abs=0.01)
+    assert high == pytest.approx(reference.high, abs=0.01)
+
+
+def test_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    inside = 0
+    for trial in range(400):
+        sample = rng.exponential(size=60)
+        low, high = percentile_interval(intervals.bootstrap_ratio(sample, seed=trial, replicates=500))
+        inside += low <= 1.0 <= high
+    assert 0.88 < inside / 400 < 0.98
+
+
+def test_pairing_is_sharper_than_two_intervals() -> None:
+    rng = np.random.default_rng(5)
+    hard = rng.random(300)  # how easy each item is, the same for both
+    first, second = hard + 0.02 + 0.01 * rng.normal(size=300), hard
+    a = intervals.bootstrap_ratio(first, seed=0)
+    b = intervals.bootstrap_ratio(second, seed=0)
+    low, high = intervals.paired_interval(a, b)
+    assert 0.015 < low < high < 0.025
+    lonely = percentile_interval(a)
+    assert lonely[0] < second.mean()  # alone, the intervals overlap
+    rows = [row for block in intervals.draws(300, seed=0) for row in block]
+    np.testing.assert_allclose(a - b, [np.mean((first - second)[row]) for row in rows])
+
+
+def test_too_few_items_give_no_interval() -> None:
+    for n in (0, 1):
+        replicates = intervals.bootstrap_ratio(np.ones(n), seed=0)
+        assert len(replicates) == 0
+        assert np.isnan(percentile_interval(replicates)).all()
+
+
+def test_items_and_seed_decide_what_can_be_paired() -> None:
+    one = intervals.fingerprint("t", ["A", "B"], 0)
+    assert one == intervals.fingerprint("t", iter(["A", "B"]), 0)
+    others = {
+        intervals.fingerprint("t", ["B", "A"], 0),
+        intervals.fingerprint("t", ["A", "B"], 1),
+        intervals.fingerprint("u", ["A", "B"], 0),
+        intervals.fingerprint("t", ["AB"], 0),
+    }
+    assert len(others | {one}) == 5
+
+
+def test_unlike_results_are_not_compared() -> None:
+    from protloom.contracts import TaskResult
+    from protloom.errors import UserError
+
+    def result(value: float, items: str) -> TaskResult:
+        replicates = value + np.linspace(-0.1, 0.1, 101)
+        return TaskResult("m", value, (0, 1), 2, "x", {}, np.zeros(2), replicates, items)
+
+    better = paired_difference(result(0.5, "same"), result(0.2, "same"))
+    assert better.value == pytest.approx(0.3)
+    assert better.interval == pytest.approx((0.3, 0.3))
+    assert better.verdict == "better"
+    assert paired_difference(result(0.2, "same"), result(0.5, "same")).verdict == "worse"
+    assert paired_difference(result(0.2, "same"), result(0.2, "same")).verdict == "not separable"
+    with pytest.raises(UserError, match="not about the same items"):
+        paired_difference(result(0.5, "same"), result(0.2, "other"))
