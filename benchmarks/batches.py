@@ -27,7 +27,8 @@ from protloom.data.build import build_store
 from protloom.data.layout import Store, is_store
 from protloom.data.sampler import Sampler
 from protloom.rng import CounterRNG
-from protloom_plugins.objectives.mlm import MaskedLM, MaskedLMConfig
+from protloom_plugins.objectives.mlm import MaskedLM
+from protloom_plugins.objectives.mlm_config import MaskedLMConfig
 from protloom_plugins.tokenizers.esm import VOCAB, EsmTokenizer, EsmTokenizerConfig
 
 LONGEST = 1022

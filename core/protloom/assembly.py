@@ -213,13 +213,7 @@ def _make(chosen: Chosen) -> Any:
 
 def open_corpora(data: DataConfig, registry: Registry, world: World) -> tuple[list[Store], list[float]]:
     """Opens (or first builds) the corpora of a run and returns them with their weights."""
-    from protloom.settings import CorpusPart
-
-    if data.corpus is None:
-        raise UserError("no corpus: give --data FILE, or data.corpus in the run file (demo: is the simulated proteome)")
-    parts = [CorpusPart(path=data.corpus)] if isinstance(data.corpus, str) else data.corpus
-    if not parts:
-        raise UserError("data.corpus is an empty list: name at least one corpus")
+    parts = data.parts()
     return [_open(part.path, part.column, data, registry, world) for part in parts], [part.weight for part in parts]
 
 

@@ -181,8 +181,8 @@ class _Recorded:
         known = {plugin.distribution for plugin in registry.plugins}
         if slash and version is not None and normalise(distribution) not in known:
             raise UserError(
-                f"{self.where}: the run used {kind} {name!r} of {distribution} {version}, which is not installed:"
-                f" pip install {distribution}=={version}"
+                f"the run used {kind} {name!r} of {distribution} {version}, which is not installed: install"
+                f" that version (pip install {distribution}=={version}, if it is published; else from its folder)"
             )
 
     def changed(self, chosen: Sequence[Chosen]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
-from protloom.errors import UserError, did_you_mean
+from protloom.errors import UserError, did_you_mean, nearest
 
 Path = tuple[str | int, ...]
 MOST_LINES = 10
@@ -42,7 +42,7 @@ def explain(
     lines = []
     for path, items in deepest.items():
         full = (*under, *path)
-        message = _message(path, items, raw, model, also)
+        message = _message(path, items, raw, model, also, under)
         key = ".".join(map(str, full))
         lines.append(f"{where(full)}: {key}: {message}" if key else f"{where(full)}: {message}")
     if len(lines) > MOST_LINES:
@@ -50,12 +50,12 @@ def explain(
     return UserError("\n".join(lines))
 
 
-def _message(path: Path, items: Sequence[Any], raw: Any, model: type[BaseModel], also: Collection[str]) -> str:
+def _message(
+    path: Path, items: Sequence[Any], raw: Any, model: type[BaseModel], also: Collection[str], under: Path
+) -> str:
     first = items[0]
     if first["type"] == "extra_forbidden":
-        parent = path[:-1]
-        known = {name for owner in _models_at(model, parent) for name in keys_of(owner)}
-        return f"unknown key.{did_you_mean(str(path[-1]), known if parent else known | set(also))}"
+        return f"unknown key.{_nearest_key(path, model, also, under)}"
     if first["type"] == "missing":
         return "is needed and missing"
     found = _shown(first["input"])
@@ -70,6 +70,24 @@ def _message(path: Path, items: Sequence[Any], raw: Any, model: type[BaseModel],
         guess = did_you_mean(first["input"], choices)
         hint = guess if "mean" in guess else ""
     return f"found {found}, should be {wanted}.{hint}" if hint else f"found {found}, should be {wanted}"
+
+
+def _nearest_key(path: Path, model: type[BaseModel], also: Collection[str], under: Path) -> str:
+    """Returns a hint for an unknown key: the most similar one beside it or, for a key at the top, in a section."""
+    parent, key = path[:-1], str(path[-1])
+    known = {name: name for owner in _models_at(model, parent) for name in keys_of(owner)}
+    if not parent:
+        deeper = {
+            name: f"{section}.{name}"
+            for section in keys_of(model)
+            for inner in _models_at(model, (section,))
+            for name in keys_of(inner)
+        }
+        known = {**deeper, **{name: name for name in also}, **known}
+    guess = nearest(key, known)
+    if guess is None:
+        return did_you_mean(key, [name for name, full in known.items() if name == full])
+    return f" Did you mean {'.'.join(map(str, (*under, *parent, known[guess])))!r}?"
 
 
 def _shown(value: Any) -> str:

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from protloom import checkpoint, config
+from protloom import checkpoint, config, run_changes, run_folder
 from protloom.assembly import Assembly, assemble
 from protloom.checkpoint import TrainState
 from protloom.distributed import World, join
 from protloom.errors import UserError
-from protloom.files import write_text
 from protloom.trainer import Trainer
 
 if TYPE_CHECKING:
     from protloom.config import ResolvedRun
     from protloom.plugins import Registry
-
-CONFIG = "config.yaml"
-DEFAULT_PARENT = "runs"
 
 
 @dataclass(frozen=True)
@@ -47,46 +42,6 @@ class Finished:
         return self.state.step >= self.steps
 
 
-def stated_folder(resolved: ResolvedRun) -> Path | None:
-    """Returns the run folder that the run file names, or None if it names none.
-
-    Raises:
-        UserError: if it already holds a run or other files, or cannot be made.
-    """
-    stated = resolved.settings.out
-    folder = Path(DEFAULT_PARENT if stated is None else stated).expanduser()
-    if stated is not None and (folder / CONFIG).exists():
-        raise UserError(f"{folder} holds a run already: go on with  protloom resume {folder}  or choose another --out")
-    if stated is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is not an empty folder: choose another --out")
-    # told now, not after hours of building a store
-    there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not there.is_dir():
-        raise UserError(f"the run folder {folder} cannot be made: {there} is a file; choose another --out")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(
-            f"the run folder {folder} cannot be made: no permission to write in {there}; choose another --out"
-        )
-    return None if stated is None else folder
-
-
-def _claim(resolved: ResolvedRun) -> Path:
-    """Makes the run folder: the one that the run file names, or ``runs/NAME-TIME``, which no other run has."""
-    stated = stated_folder(resolved)
-    if stated is not None:
-        stated.mkdir(parents=True, exist_ok=True)
-        return stated
-    name = f"{resolved.architecture.component.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    number = 1
-    while True:
-        folder = Path(DEFAULT_PARENT) / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1  # another run was started in the same second
-
-
 def start(resolved: ResolvedRun, registry: Registry) -> Finished:
     """Trains a new run.
 
@@ -95,14 +50,14 @@ def start(resolved: ResolvedRun, registry: Registry) -> Finished:
         registry: the installed components.
     """
     trainer = resolved.settings.trainer
-    stated_folder(resolved)
+    run_folder.stated(resolved)
     world = join(trainer.parallel, trainer.device)
     try:
         run = assemble(resolved, registry, world, initial=resolved.settings.init)
         # the main process names the folder: the clocks of the others may already show another second
-        run_dir = Path(world.from_main(str(_claim(resolved)) if world.main else ""))
+        run_dir = Path(world.from_main(str(run_folder.claim(resolved)) if world.main else ""))
         if world.main:
-            _write_config(run_dir, resolved)
+            run_folder.write_config(run_dir, resolved)
         world.barrier()
         state = TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, tuple(s.content_hash for s in run.stores))
         return _train(run, run_dir, state)
@@ -121,23 +76,13 @@ def resume(run_dir: Path, overrides: Sequence[str], registry: Registry) -> Finis
     Raises:
         UserError: if there is no run, a checkpoint is damaged, or the corpus or the seed is another one.
     """
-    if not (run_dir / CONFIG).is_file():
-        copies = sorted((run_dir / "checkpoints").glob(f"step-*/{CONFIG}"))
-        advice = f"copy {copies[-1]} there" if copies else "name the folder that  protloom train  printed"
-        raise UserError(f"{run_dir} holds no run ({CONFIG} is missing): {advice}")
-    if any(override.partition("=")[0] == "out" for override in overrides):
-        raise UserError(
-            f"out cannot be changed: the run goes on in {run_dir}; start another one with train --init {run_dir}"
-        )
-    resolved = config.load(run_dir / CONFIG, list(overrides), registry)
+    run_folder.refuse_if_none(run_dir, overrides)
+    resolved = config.load(run_dir / run_folder.CONFIG, list(overrides), registry)
     trainer = resolved.settings.trainer
     folder = checkpoint.latest(run_dir)
     saved = None if folder is None else checkpoint.read_state(folder)
     checkpoint.best(run_dir)  # a damaged note is told before anything is changed
-    if saved is not None and saved.seed != resolved.settings.seed:
-        raise UserError(
-            f"{run_dir} was trained with seed={saved.seed}: another seed is another run; start it with train"
-        )
+    changes = [] if saved is None or folder is None else run_changes.since(folder, saved.step, resolved)
     if saved is not None and saved.step >= trainer.steps:
         return Finished(run_dir, saved, trainer.steps, main=os.environ.get("RANK", "0") == "0")
     world = join(trainer.parallel, trainer.device)
@@ -150,7 +95,9 @@ def resume(run_dir: Path, overrides: Sequence[str], registry: Registry) -> Finis
             assert folder is not None
             checkpoint.load_training(folder, objectives=run.module.objectives, optimizer=run.optimizer)
         if world.main:
-            _write_config(run_dir, resolved)
+            run_folder.write_config(run_dir, resolved)
+            for line in changes:
+                print(f"changed  {line}")
         world.barrier()
         state = saved or TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, hashes)
         return _train(run, run_dir, state)
@@ -174,31 +121,6 @@ def _check_corpora(saved: TrainState, run: Assembly, hashes: tuple[str, ...]) ->
                 f"corpus {store.name} is not the one that the run was trained on (content {new[:12]}…, was "
                 f"{old[:12]}…): restore it, or start a new run with --init from this one"
             )
-
-
-def _write_config(run_dir: Path, resolved: ResolvedRun) -> None:
-    """Writes the resolved run file, whole or not at all."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    text = config.dump(_located(resolved.as_dict()))
-    write_text(run_dir / CONFIG, "# the whole configuration of this run, defaults included\n" + text)
-
-
-def _located(document: dict[str, Any]) -> dict[str, Any]:
-    """Makes paths of files absolute, so that a run can be resumed from another folder."""
-    data = document["data"]
-    if isinstance(data["corpus"], list):
-        data["corpus"] = [{**part, "path": _absolute(part["path"])} for part in data["corpus"]]
-    else:
-        data["corpus"] = _absolute(data["corpus"])
-    data["validation"] = _absolute(data["validation"])
-    data["cache_dir"] = str(Path(data["cache_dir"]).expanduser().resolve()) if data["cache_dir"] else None
-    document["init"] = _absolute(document["init"])
-    return document
-
-
-def _absolute(text: str | None) -> str | None:
-    """Returns an existing path in full; a URI, a hub id or None stays as it is."""
-    return str(Path(text).expanduser().resolve()) if text and Path(text).expanduser().exists() else text
 
 
 def headline(run: Assembly, run_dir: Path, state: TrainState) -> str:

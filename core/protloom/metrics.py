@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from protloom.contracts import Callback
 
 Record = Mapping[str, float | int | str]
+WARM = 3
+"""Steps after which the pace of a run is told."""
 
 
 class MetricLog:
@@ -103,11 +105,29 @@ class Progress:
     def __init__(self, total: int, *, done: int = 0, every: int = 20, quiet: bool = False) -> None:
         self._total, self._first = total, done
         self._gap = max(1, total // every)
-        self._begin = time.perf_counter()
+        self._begin, self._paced = time.perf_counter(), done
         self._quiet = quiet
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             self._bar, self._task = _bar(total, done)
+
+    def advance(self, step: int) -> None:
+        """Counts a step; tells after the third how long the run will take, as the first logged line may be far."""
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step)
+        if step == self._first + 1:
+            # neither the first validation nor the first step, which compiles and allocates, tells the pace
+            self._begin, self._paced = time.perf_counter(), step
+        elif self._bar is None and step - self._first == WARM and self._shown < step < self._total:
+            pace = self._pace(step)
+            left = clock(pace * (self._total - step))
+            print(f"step {step:>{len(str(self._total))}}/{self._total}  {pace:.2g} s a step, {left} left", flush=True)
+
+    def _pace(self, step: int) -> float:
+        """Returns seconds a step."""
+        return (time.perf_counter() - self._begin) / max(1, step - self._paced)
 
     def update(self, step: int, record: Record) -> None:
         """Shows a logged step."""
@@ -117,8 +137,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif step == self._total or step // self._gap != self._shown // self._gap or self._shown == self._first:
-            left = (time.perf_counter() - self._begin) / max(1, step - self._first) * (self._total - step)
-            print(f"step {step:>{len(str(self._total))}}/{self._total}  {text}  {clock(left)} left", flush=True)
+            left = clock(self._pace(step) * (self._total - step))
+            print(f"step {step:>{len(str(self._total))}}/{self._total}  {text}  {left} left", flush=True)
         self._shown = step
 
     _shown = 0

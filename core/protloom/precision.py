@@ -16,7 +16,15 @@ def compute_dtype(choice: str, device: torch.device) -> torch.dtype | None:
     Args:
         choice: ``auto``, ``fp32`` or ``bf16``.
         device: where the run computes.
+
+    Raises:
+        UserError: another choice, or a device without bf16.
     """
+    if choice not in ("auto", "fp32", "bf16"):
+        advice = (
+            " (fp16 overflows in T5 and needs loss scaling elsewhere; bf16 costs the same)" if "16" in choice else ""
+        )
+        raise UserError(f"precision {choice!r}: should be auto, fp32 or bf16{advice}")
     if choice == "fp32":
         return None
     if choice == "bf16":

@@ -63,7 +63,8 @@ def preview(
         registry: the installed components.
         objective: name of the objective.
         options: its options, each as ``key=value``.
-        architecture: ``NAME[:SIZE]`` whose tokenizer is used; None: the first that serves the objective.
+        architecture: ``NAME[:SIZE]`` whose tokenizer is used; None: one made for the objective, or for
+            one that asks the same of a network, or the first that serves it.
         seed: the run's seed.
         epoch: how often the sequences were seen before.
 
@@ -87,16 +88,27 @@ def preview(
 
 
 def _candidates(registry: Registry, objective: str) -> list[str]:
-    """Returns the smallest size of every architecture: those made for the objective first, then protloom's own."""
+    """Returns the smallest size of every architecture: those made for the objective or for one like it first."""
+    wanted = _needs(registry, objective)
 
-    def order(component: Any) -> tuple[bool, bool, str]:
+    def order(component: Any) -> tuple[bool, bool, bool, str]:
         default = component.spec.defaults.get("objective")
         usual = default if isinstance(default, str) or default is None else default.get("name")
-        return usual != objective, not component.builtin, component.name
+        alike = usual is not None and _needs(registry, usual) == wanted
+        return usual != objective, not alike, not component.builtin, component.name
 
     known = sorted(registry.components("architecture"), key=order)
     sizes: list[Any] = [getattr(c.spec, "sizes", {}) for c in known]
     return [f"{c.full_name}:{next(iter(s))}" if s else c.full_name for c, s in zip(known, sizes, strict=True)]
+
+
+def _needs(registry: Registry, objective: str) -> frozenset[str] | None:
+    """Returns what an objective asks of a network, None for one that cannot be loaded."""
+    try:
+        needs: frozenset[str] = getattr(registry.resolve("objective", objective).load_factory(), "needs", frozenset())
+    except UserError:
+        return None
+    return frozenset(needs)
 
 
 def _build(architecture: str, name: str, options: Sequence[str], registry: Registry) -> tuple[Tokenizer, Any]:

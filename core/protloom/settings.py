@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from protloom.errors import UserError
+
 ComponentSection = str | dict[str, Any]
 """A component by name, or a mapping with ``name`` and the component's options."""
 
@@ -41,6 +43,16 @@ class DataConfig(Section):
     strict: bool = Field(default=False, description="Refuse what the cleaning policies would change or drop")
     cache_dir: str | None = Field(default=None, description="Where stores are built; default ~/.cache/protloom/stores")
 
+    def parts(self) -> list[CorpusPart]:
+        """Returns the corpora to train on; raises UserError if there are none."""
+        if self.corpus is None:
+            raise UserError(
+                "no corpus: give --data FILE, or data.corpus in the run file (demo: is the simulated proteome)"
+            )
+        if not self.corpus:
+            raise UserError("data.corpus is empty: name at least one corpus")
+        return [CorpusPart(path=self.corpus)] if isinstance(self.corpus, str) else list(self.corpus)
+
 
 class ScheduleConfig(Section):
     """How the learning rate moves; every form starts with a linear warm-up."""
@@ -63,7 +75,9 @@ class TrainerConfig(Section):
     activation_checkpointing: bool = Field(default=False, description="Recompute blocks to save memory")
     parallel: Literal["none", "ddp", "fsdp2"] = Field(default="none", description="Under torchrun: ddp or fsdp2")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl")
-    validate_every: int | None = Field(default=None, ge=1, description="Steps between validations; default: a tenth")
+    validate_every: int | None = Field(
+        default=None, ge=1, description="Steps between validations; default: a tenth of the run, at least 50"
+    )
     validation_tokens: int = Field(default=65536, ge=1, description="Tokens of a validation")
     checkpoint_every: int | None = Field(default=None, ge=1, description="Steps between checkpoints; default: the end")
     keep_last: int = Field(default=2, ge=1, description="Newest checkpoints kept; the best one is kept besides")

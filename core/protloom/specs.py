@@ -120,10 +120,12 @@ class CorpusSpec(Spec):
 
     Attributes:
         simulated: a program made the sequences; stores, logs and reports say so.
+        data_version: raise it whenever the same URI gives other records, so that no store built before is used.
     """
 
     kind: ClassVar[str] = "corpus"
     simulated: bool = False
+    data_version: int = 1
 
 
 KINDS: Mapping[str, type[Spec]] = {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -24,10 +22,15 @@ from protloom.flops import FlopCounter, matmul_peak
 from protloom.metrics import MetricLog, Progress, clock, peak_memory
 from protloom.rng import CounterRNG
 from protloom.step import DeviceShare, first_bad_module, to_device
+from protloom.stopping import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from protloom.assembly import Assembly
     from protloom.mixture import HostBatch, TermKey
+
+
+LEAST_GAP = 50
+"""Steps between validations where the run file leaves it open: a tenth of the run, but never fewer than these."""
 
 
 class Stepped(NamedTuple):
@@ -47,35 +50,6 @@ class Window:
     real: int = 0
     flops: float = 0.0
     seconds: float = 0.0
-
-
-@dataclass
-class StopRequest:
-    """Set by a signal: finish the step, save, and end."""
-
-    name: str | None = None
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns the first SIGTERM, SIGUSR1 or SIGINT into a request to stop; a second one acts as usual."""
-    request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may set handlers: a notebook's or a server's keeps its own
-        return
-    previous: dict[signal.Signals, Any] = {}
-
-    def ask(number: int, _frame: object) -> None:
-        request.name = signal.Signals(number).name
-        signal.signal(number, previous[signal.Signals(number)])
-
-    for chosen in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        previous[chosen] = signal.signal(chosen, ask) or signal.SIG_DFL
-    try:
-        yield request
-    finally:
-        for chosen, handler in previous.items():
-            signal.signal(chosen, handler)
 
 
 @dataclass
@@ -113,13 +87,16 @@ class Trainer:
         progress = Progress(config.steps, done=first, quiet=not run.world.main)
         loader = Loader(run.host_step, threads=run.settings.data.threads, start=first, stop=config.steps)
         try:
-            with loader, stop_on_signals() as stop:
+            with loader, stop_on_signals(quiet=not run.world.main) as stop:
                 if run.validator is not None and first == 0:
                     self._validate(log, progress)
                 for step, batches in loader:
                     divisors, stopping = self._agree(batches, stop)
                     self._train_step(step, batches, divisors, log, progress)
-                    if run.validator is not None and self._due(config.validate_every or -(-config.steps // 10)):
+                    progress.advance(self.state.step)
+                    if run.validator is not None and self._due(
+                        config.validate_every or max(LEAST_GAP, -(-config.steps // 10))
+                    ):
                         self._validate(log, progress)
                     if stopping or self._due(config.checkpoint_every or config.steps):
                         self._save()

@@ -1,6 +1,7 @@
 """Downstream tasks and the simulated proteome that protloom ships."""
 
 from protloom import CorpusSpec, TaskSpec, hookimpl
+from protloom_tasks.simulated import VERSION
 
 
 @hookimpl
@@ -12,6 +13,7 @@ def protloom_corpora() -> list[CorpusSpec]:
             factory="protloom_tasks.simulated.corpus:read",
             config="protloom_tasks.simulated.corpus:DemoConfig",
             simulated=True,
+            data_version=VERSION,
             summary="a SIMULATED proteome with known contacts, structure, families and stability",
         )
     ]

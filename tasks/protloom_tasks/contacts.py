@@ -209,6 +209,9 @@ class SimContact:
             "simulated": True,
         }
 
+    def check(self) -> None:
+        """Needs no data."""
+
     def floors(self) -> Mapping[str, Subject]:
         """Returns separation and letters of a pair."""
         return dict(self._floors())

@@ -142,6 +142,9 @@ class _Retrieval:
 
     config: RetrievalConfig
 
+    def check(self) -> None:
+        """Needs no data."""
+
     def floors(self) -> Mapping[str, Subject]:
         """Returns 2-mers, composition and length."""
         return dict(self._floors())
@@ -175,6 +178,10 @@ class ScopeRetrieval(_Retrieval):
     def __init__(self, config: ScopeConfig) -> None:
         self.config: ScopeConfig = config
         self._loaded: tuple[Domains, dict[str, str]] | None = None
+
+    def check(self) -> None:
+        """Raises UserError if the file is missing."""
+        locate(self.config.data_dir, scope.SCOPE)
 
     def card(self) -> Mapping[str, Any]:
         """Describes the task."""

@@ -67,6 +67,12 @@ class Ss3:
             "simulated": False,
         }
 
+    def check(self) -> None:
+        """Raises UserError if a file is missing."""
+        for source in (data.NETSURFP, data.TESTS.get(self.config.test)):
+            if source is not None:
+                locate(self.config.data_dir, source)
+
     def floors(self) -> Mapping[str, Subject]:
         """Returns the one-hot window."""
         return dict(self._floors())
@@ -148,6 +154,9 @@ class SimSs3:
             "status": {},
             "simulated": True,
         }
+
+    def check(self) -> None:
+        """Needs no data."""
 
     def floors(self) -> Mapping[str, Subject]:
         """Returns the one-hot window."""

@@ -166,7 +166,7 @@ def test_what_is_changed_or_dropped_is_counted_and_printed(work: Path, capsys: C
 # ----------------------------------------------------------------------------------------------- the configuration
 
 TRAIN: dict[str, tuple[list[str], str]] = {
-    "unknown key": (["trainer.stepz=3"], "trainer.stepz: unknown key. Did you mean 'steps'?"),
+    "unknown key": (["trainer.stepz=3"], "trainer.stepz: unknown key. Did you mean 'trainer.steps'?"),
     "unknown key of a component": (["objective.mask_rat=0.1"], "objective.mask_rat: unknown key. Did you mean"),
     "unknown section": (["trainr.steps=3"], "trainr: unknown key. Did you mean 'trainer'?"),
     "wrong type": (["trainer.steps=many"], "trainer.steps: found 'many', should be a valid integer"),
@@ -330,9 +330,14 @@ def test_a_run_that_cannot_be_resumed(case: str, work: Path, capsys: Capture) ->
         (["hf"], "hf holds no run"),
         (["run/config.yaml"], "run/config.yaml holds no run"),
         (["run", "trainer.steps=3", "seed=4"], "another seed is another run"),
-        (["run", "trainer.steps=3", "architecture=esm2:8M"], "has another size"),
+        (
+            ["run", "trainer.steps=3", "architecture=esm2:8M"],
+            "architecture.layers was 2 until step 2",
+        ),
+        (["run", "trainer.steps=3", "trainer.tokens_per_step=900"], "another trainer.tokens_per_step is another run"),
+        (["run", "trainer.steps=3", "data.validation=other.fasta"], "data.validation was None"),
         (["run", "trainer.steps=3", "trainer.parallel=ddp"], "or trainer.parallel=none for one process"),
-        (["run", "trainer.stepz=3"], "Did you mean 'steps'?"),
+        (["run", "trainer.stepz=3"], "Did you mean 'trainer.steps'?"),
         (["run", "out=elsewhere"], "out cannot be changed"),
     ],
 )
@@ -357,7 +362,10 @@ def test_the_older_checkpoint_takes_over_as_the_message_says(work: Path, capsys:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["mlm", "mask_rat=0.3", "--sequence=MKT"], "objective.mask_rat: unknown key. Did you mean 'mask_rate'?"),
+        (
+            ["mlm", "mask_rat=0.3", "--sequence=MKT"],
+            "objective.mask_rat: unknown key. Did you mean 'objective.mask_rate'?",
+        ),
         (["mlm", "mask_rate=2", "--sequence=MKT"], "objective.mask_rate: found 2, should be less than or equal to 1"),
         (["mlm", "mask_rate", "--sequence=MKT"], "'mask_rate' is not key=value"),
         (["mlm", "split=[", "--sequence=MKT"], "objective.split=[: line 1"),

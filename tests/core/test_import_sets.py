@@ -59,6 +59,7 @@ def test_plugins_imports_no_numerical_library() -> None:
         "protloom_plugins.optimizers",
         "protloom_plugins.tokenizers",
         "protloom_tasks",
+        "protloom_tasks.simulated",
     }
 
 
@@ -71,3 +72,16 @@ def test_the_contracts_of_a_plugin_import_no_torch() -> None:
 def test_lists_and_run_keys_need_no_torch(arguments: list[str]) -> None:
     everything, _ = imported(*arguments)
     assert "torch" not in everything
+
+
+@pytest.mark.parametrize(
+    "mistake", ["data.corpus=nowhere.fasta", "trainer.stepz=5", "architecture=esn2", "objective=mln"]
+)
+def test_a_mistake_is_told_before_torch_is_loaded(mistake: str) -> None:
+    code = (
+        "import sys; from protloom.cli import main; assert main(sys.argv[1:]) == 2; assert 'torch' not in sys.modules"
+    )
+    command = [sys.executable, "-c", code, "train", "--data", "demo:", "--arch", "esm2:tiny", mistake]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("error:") == 1

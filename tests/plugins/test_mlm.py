@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from protloom.contracts import BuildContext, Encoded, Packed, Prepared, SequenceBatch, StepContext
 from protloom.errors import UserError
 from protloom.rng import CounterRNG
-from protloom_plugins.objectives.mlm import MaskedLM, MaskedLMConfig
+from protloom_plugins.objectives.mlm import MaskedLM
+from protloom_plugins.objectives.mlm_config import MaskedLMConfig
 from protloom_plugins.tokenizers.esm import EsmTokenizer, EsmTokenizerConfig
 
 TOKENIZER = EsmTokenizer(EsmTokenizerConfig())

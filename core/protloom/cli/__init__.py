@@ -22,6 +22,8 @@ INTERRUPTED = 130
 BROKEN_PIPE = 141
 IO_ERROR = 74
 INTERNAL_ERROR = 70
+PATIENCE = 3.0
+"""Seconds; torchrun looks after its processes every tenth of a second."""
 
 
 class Command(NamedTuple):
@@ -73,6 +75,18 @@ class Parser(argparse.ArgumentParser):
             if isinstance(action, argparse._SubParsersAction):
                 for parser in action.choices.values():
                     yield from parser.options()
+
+
+def console() -> NoReturn:
+    """Runs the command line of this process and ends the process with its exit code."""
+    code = main()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # everything is written and closed; at the interpreter's own exit the threads of process groups that sharded
+        # parameters still hold would now and then abort a process that has succeeded ("terminate called without …")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -212,8 +226,23 @@ def _report(error: BaseException, *, debug: bool) -> int:
     else:
         advice = "" if debug else " (run with --debug for the traceback)"
         line, code = f"internal error: {type(error).__name__}: {_joined(error)}{advice}", INTERNAL_ERROR
+    if os.environ.get("RANK", "0") != "0":
+        line = _as_second_voice(line)
     print(line, file=sys.stderr)
     return code
+
+
+def _as_second_voice(line: str) -> str:
+    """Gives rank 0 the time to tell the same first: torchrun then ends this process, and it is told once.
+
+    An error of this process alone comes through, with the rank's number.
+    """
+    import signal
+    import time
+
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(PATIENCE)
+    return f"[rank {os.environ['RANK']}] {line}"
 
 
 def _joined(error: BaseException) -> str:

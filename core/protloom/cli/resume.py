@@ -18,6 +18,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resumes, and returns 0 when the run ended as it should."""
-    from protloom import launch
+    from protloom import run_folder
+
+    run_folder.refuse_if_none(args.run_dir, args.overrides)
+    from protloom import launch  # PyTorch takes seconds: not before a mistake is told
 
     return report(launch.resume(args.run_dir, args.overrides, registry(args)))

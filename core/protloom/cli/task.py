@@ -8,12 +8,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from protloom.cli import common
 from protloom.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from protloom.contracts import Task
     from protloom.plugins import Registry
     from protloom.task_suite import Report, Request
 
@@ -149,18 +150,14 @@ def _run(args: argparse.Namespace, registry: Registry) -> int:
         _check_writable(Path(args.out))
     names = task_suite.expand(args.names, registry.names("task"))
     options = _options(args.set, names, registry)
-    request = _request(args, registry)
+    tasks, unable = _build(names, options, args, registry)
+    request = _request(args, registry) if tasks else None
     reports = []
     for name in names:
-        try:
-            task = task_suite.build(name, registry, data_dir=args.data_dir, options=options[name])
-        except UserError as error:
-            report = task_suite.Report(name, {}, error=str(error))
-        else:
-            report = task_suite.run(name, task, request)
+        report = unable.get(name) or task_suite.run(name, tasks[name], cast("Request", request))
         if not args.json:
             _print_report(report)
-        if report.error is not None:
+        if report.error is not None and name not in unable:
             print(f"error: {name}: {report.error}", file=sys.stderr)
         reports.append(report)
     _finish(args, reports, request)
@@ -168,6 +165,29 @@ def _run(args: argparse.Namespace, registry: Registry) -> int:
     if failed:
         print(f"{len(failed)} of {len(reports)} tasks failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _build(
+    names: Sequence[str], options: Mapping[str, Mapping[str, Any]], args: argparse.Namespace, registry: Registry
+) -> tuple[dict[str, Task], dict[str, Report]]:
+    """Builds the tasks; those that cannot run are told at once, before a model is opened, and once a reason."""
+    from protloom import task_suite
+
+    tasks: dict[str, Task] = {}
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        try:
+            task = task_suite.build(name, registry, data_dir=args.data_dir, options=options[name])
+            task.check()
+        except UserError as error:
+            reasons.setdefault(str(error), []).append(name)
+        else:
+            tasks[name] = task
+    for reason, concerned in reasons.items():
+        print(f"error: {', '.join(concerned)}: {reason}", file=sys.stderr)
+    return tasks, {
+        name: task_suite.Report(name, {}, error=reason) for reason, concerned in reasons.items() for name in concerned
+    }
 
 
 def _request(args: argparse.Namespace, registry: Registry) -> Request:
@@ -225,14 +245,15 @@ def _check_writable(path: Path) -> None:
         raise UserError(f"--out {path}: {what}; name a file in a folder that exists")
 
 
-def _finish(args: argparse.Namespace, reports: Sequence[Report], request: Request) -> None:
+def _finish(args: argparse.Namespace, reports: Sequence[Report], request: Request | None) -> None:
     """Writes the results where they were asked for."""
     from protloom import __version__
     from protloom.files import write_text
     from protloom.task_suite import as_record
 
     def document(*, items: bool) -> dict[str, Any]:
-        subjects = [subject for subject in (request.model, request.twin) if subject is not None]
+        asked = (request.model, request.twin) if request is not None else ()
+        subjects = [subject for subject in asked if subject is not None]
         return {
             "protloom": __version__,
             "model": args.model,

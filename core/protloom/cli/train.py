@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protloom.cli.common import example, registry, warn
+
+if TYPE_CHECKING:
+    from protloom.config import ResolvedRun
+    from protloom.plugins import Registry
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and returns 0 when the run ended as it should."""
-    from protloom import config, launch, weights
+    from protloom import config, run_folder
 
     known = registry(args)
     path, overrides = _split(args)
@@ -39,11 +43,26 @@ def run(args: argparse.Namespace) -> int:
     flags = {"data.corpus": args.data, "architecture": args.arch, "init": args.init, "out": args.out}
     stated = [(key, value) for key, value in flags.items() if value is not None]
     if args.init is not None and args.arch is None:
+        from protloom import weights
+
         base = weights.describe(args.init, known)
     resolved = config.load(path, [*stated, *overrides], known, base=base)
     for warning in resolved.warnings:
         warn(warning)
+    run_folder.stated(resolved)
+    _refuse_missing(resolved, known)
+    from protloom import launch  # PyTorch takes seconds: not before a mistake is told
+
     return report(launch.start(resolved, known))
+
+
+def _refuse_missing(resolved: ResolvedRun, known: Registry) -> None:
+    """Raises UserError if no corpus is named or one of them is a file that is not there."""
+    from protloom.data.store import refuse_missing
+
+    data = resolved.settings.data
+    for path in [*(part.path for part in data.parts()), *([data.validation] if data.validation else [])]:
+        refuse_missing(path, known)
 
 
 def _split(args: argparse.Namespace) -> tuple[str | None, list[str]]:

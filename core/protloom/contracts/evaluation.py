@@ -77,6 +77,13 @@ class Task(Protocol):
         The values are text or plain data; ``simulated: True`` where the data are not real. Reads no data.
         """
 
+    def check(self) -> None:
+        """Makes sure that the task can run, at little cost; called before a model is opened.
+
+        Raises:
+            protloom.errors.UserError: if data are missing; says where they come from.
+        """
+
     def floors(self) -> Mapping[str, Subject]:
         """Returns the trivial subjects that a model must beat, by name (``floor:...``), the most telling one first."""
 

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from protloom.contracts import Record
     from protloom.plugins import Registry
 
-__all__ = ["Store", "build_store", "default_cache_dir", "is_store", "open_corpus", "uri_records", "uri_scheme"]
+__all__ = [
+    "Store",
+    "build_store",
+    "default_cache_dir",
+    "is_store",
+    "open_corpus",
+    "refuse_missing",
+    "uri_records",
+    "uri_scheme",
+]
 
 _SCHEME = re.compile(r"([A-Za-z0-9_.+-]{2,}(?:/[A-Za-z0-9_.+-]+)?):")  # two letters or more: C: is a drive
 
@@ -104,6 +113,12 @@ def uri_scheme(spec: str, registry: Registry | None = None) -> str | None:
     raise UserError(f"no file {spec!r}, and no corpus reader {scheme + ':'!r}.{did_you_mean(scheme, offered)}")
 
 
+def refuse_missing(spec: str, registry: Registry) -> None:
+    """Raises what :func:`open_corpus` would for a file or a scheme that is not there, and reads nothing."""
+    if uri_scheme(spec, registry) is None and spec != "-" and not Path(spec).expanduser().is_dir():
+        open_binary(Path(spec).expanduser()).close()
+
+
 def uri_records(uri: str, registry: Registry) -> tuple[Iterable[Record], dict[str, Any]]:
     """Starts to read a URI through the plugin that offers its scheme.
 
@@ -126,7 +141,9 @@ def uri_records(uri: str, registry: Registry) -> tuple[Iterable[Record], dict[st
 
 def _open_uri(uri: str, scheme: str, registry: Registry, cache: Path, strict: bool, progress: Progress | None) -> Store:
     component = registry.resolve("corpus", scheme)
-    key = _key(["uri", uri, component.full_name, component.version, __version__, POLICY_VERSION, VERSION, strict])
+    assert isinstance(component.spec, CorpusSpec)
+    made_by = [component.full_name, component.version, component.spec.data_version]
+    key = _key(["uri", uri, *made_by, __version__, POLICY_VERSION, VERSION, strict])
 
     def build(out: Path) -> Store:
         records, origin = uri_records(uri, registry)

@@ -10,7 +10,7 @@ def protloom_objectives() -> list[ObjectiveSpec]:
         ObjectiveSpec(
             name="mlm",
             factory="protloom_plugins.objectives.mlm:MaskedLM",
-            config="protloom_plugins.objectives.mlm:MaskedLMConfig",
+            config="protloom_plugins.objectives.mlm_config:MaskedLMConfig",
             summary="masked language modelling: fixed, per-sequence or scheduled rates, optional spans",
         ),
         ObjectiveSpec(
@@ -22,7 +22,7 @@ def protloom_objectives() -> list[ObjectiveSpec]:
         ObjectiveSpec(
             name="complete",
             factory="protloom_plugins.objectives.complete:Complete",
-            config="protloom_plugins.objectives.complete:CompleteConfig",
+            config="protloom_plugins.objectives.complete_config:CompleteConfig",
             summary="the decoder generates the second part of a sequence: Ankh3's second task",
         ),
     ]

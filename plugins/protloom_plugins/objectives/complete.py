@@ -9,17 +9,16 @@ What the network reads and answers for MKAYVLINSRGP, split in half::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from protloom.contracts import Losses, Metric, Packed, Prepared, Term
 from protloom.objective import Objective
 from protloom.rng import uniform
-from protloom.settings import Section
 from protloom_plugins.objectives import decoding
 from protloom_plugins.objectives import sentinels as seq2seq
+from protloom_plugins.objectives.complete_config import CompleteConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,33 +27,6 @@ if TYPE_CHECKING:
     from protloom.contracts import Architecture, BuildContext, SequenceBatch, StepContext
     from protloom.objective import Forward
     from protloom.rng import CounterRNG
-
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
-class UniformSplit(Section):
-    """A sequence is cut after a share of its residues that is drawn from a range."""
-
-    min: Fraction = Field(description="Smallest share that the encoder reads")
-    max: Fraction = Field(description="Largest share that the encoder reads")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> UniformSplit:
-        if self.min > self.max:
-            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g})")
-        return self
-
-
-class CompleteConfig(Section):
-    """Options of completion."""
-
-    split: Literal["half"] | UniformSplit = Field(
-        default="half", description="half: after floor(L / 2) residues; or {min, max}: a share drawn for each sequence"
-    )
-    prefix: str = Field(
-        default="auto", description="Mode in front; auto: S2S where the tokenizer has modes, none: nothing"
-    )
-    z_loss: float = Field(default=0.0, ge=0, description="Weight of (log Z)², in training; T5X: 1e-4")
 
 
 class Complete(Objective):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from protloom.settings import Section
-from protloom_plugins.objectives.mlm import Rate, SpanConfig
+from protloom_plugins.objectives.mlm_config import Rate, SpanConfig
 
 Rates = Annotated[list[Rate], Field(min_length=1)]
 RatePreset = Literal["ankh3", "ankh3-blog", "ankh1"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from protloom.rng import CounterRNG, threshold
-from protloom_tasks.simulated import energy, evolution, folds
+from protloom_tasks.simulated import VERSION, energy, evolution, folds
 from protloom_tasks.simulated.energy import Landscape, Quirk
 from protloom_tasks.simulated.tables import LETTERS
 
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-VERSION = 1
-"""Changes whenever the same (n, seed) would give other sequences."""
 SPLITS = ("train", "valid", "test")
 MEMBERS_PER_FOLD = 500
 SUPERFAMILIES_PER_FOLD = 3
