@@ -364,7 +364,7 @@ def test_the_older_checkpoint_takes_over_as_the_message_says(work: Path, capsys:
     [
         (
             ["mlm", "mask_rat=0.3", "--sequence=MKT"],
-            "objective.mask_rat: unknown key. Did you mean 'objective.mask_rate'?",
+            "unknown key. Did you mean 'objective.mask_rate'?",
         ),
         (["mlm", "mask_rate=2", "--sequence=MKT"], "objective.mask_rate: found 2, should be less than or equal to 1"),
         (["mlm", "mask_rate", "--sequence=MKT"], "'mask_rate' is not key=value"),

@@ -175,11 +175,11 @@ def test_overrides_reach_into_lists(load: Load) -> None:
         ("trainer.stps=3", "command line: trainer.stps: unknown key. Did you mean 'trainer.steps'?"),
         (
             "objectives.0.mask_rat=0.1",
-            "command line: objectives.0.mask_rat: unknown key. Did you mean 'objectives.0.mask_rate'?",
+            "objectives.0.mask_rat: unknown key. Did you mean 'objectives.0.mask_rate'?",
         ),
         (
             "objectives.0.wight=0.1",
-            "command line: objectives.0.wight: unknown key. Did you mean 'objectives.0.weight'?",
+            "objectives.0.wight: unknown key. Did you mean 'objectives.0.weight'?",
         ),
         ("optimizer=adamv", "command line: optimizer: no optimizer 'adamv'. Did you mean 'adamw'?"),
     ],
@@ -205,7 +205,7 @@ def test_wrong_overrides_are_explained(override: str, text: str, load: Load) -> 
         ("architecture: {layers: 7}", "run.yaml: architecture: needs a name"),
         (
             "architecture: {name: esm2, layer: 7}",
-            "run.yaml: architecture.layer: unknown key. Did you mean 'architecture.layers'?",
+            "architecture.layer: unknown key. Did you mean 'architecture.layers'?",
         ),
         (
             "architecture: {name: esm2, layers: x}",
