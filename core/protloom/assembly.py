@@ -324,4 +324,4 @@ def _validator(
     most = _microbatch_tokens(settings) or settings.trainer.tokens_per_step
     parts = held_out.microbatches(rank=world.rank, world=world.size, tokens_per_microbatch=most)
     batches = [maker.make(part, 0) for part in parts]
-    return Validator(batches, mixture, world, settings.seed, vocabulary=len(tokenizer.vocab))
+    return Validator(batches, mixture, world, settings.seed, tokenizer=tokenizer)

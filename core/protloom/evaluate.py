@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 
 from protloom.contracts import SequenceBatch, StepContext
 from protloom.rng import CounterRNG
-from protloom.step import StepModule, to_device
+from protloom.step import to_device
 
 if TYPE_CHECKING:
+    from protloom.contracts import Tokenizer
     from protloom.distributed import World
-    from protloom.mixture import HostBatch, Mixture
+    from protloom.mixture import Mixture
 
 
 class Validator:
@@ -26,16 +28,17 @@ class Validator:
         mixture: the objectives.
         world: the processes; sums are taken over all.
         seed: of the random numbers that a loss may draw.
-        vocabulary: number of symbols; ``targets`` below it are counted.
+        tokenizer: tells residues from other symbols.
     """
 
     def __init__(
-        self, batches: Sequence[SequenceBatch], mixture: Mixture, world: World, seed: int, *, vocabulary: int
+        self, batches: Sequence[SequenceBatch], mixture: Mixture, world: World, seed: int, *, tokenizer: Tokenizer
     ) -> None:
         self._world = world
         self._mixture = mixture
         self._rng = CounterRNG(seed, "validation-loss")
-        self._vocabulary = vocabulary
+        self._vocabulary = len(tokenizer.vocab)
+        self._residues = residue_ids(tokenizer)
         # corrupted once: the masks are the same at every validation
         self._prepared = {
             m.alias: [mixture.prepare_validation(batch, m.alias) for batch in batches] for m in mixture.members
@@ -43,66 +46,78 @@ class Validator:
 
     @torch.no_grad()
     def run(self, module: torch.nn.Module, weights: Mapping[tuple[str, str], float]) -> dict[str, float]:
-        """Returns the metrics, named ``validation/…``.
+        """Returns the metrics, named ``validation/NAME`` or ``validation/NAME/ALIAS``.
 
-        ``loss`` is the weighted sum of all terms' means. For each objective there is the mean of every term, and of
-        every metric that it gives. Where
-        ``targets`` tell which tokens are asked for and one term counts just them, there are also the number of scored
-        positions, perplexity = exp(mean nats per scored token) and the entropy of the targets' own frequencies: what
-        a model that knows nothing but how common each residue is would score at best.
+        ``loss`` is the weighted sum of all terms' means. Each objective has the mean of every term
+        (``loss/ALIAS``, or ``loss/ALIAS.TERM`` for several) and of every metric that it gives. Where its array
+        ``targets`` tells which tokens are asked for there is ``unigram_entropy``, of the residues among them: what a
+        model that knows nothing but how common each residue is would score at best. Where one term counts just
+        the targets there are also ``scored``, their number, and ``perplexity`` = exp(mean nats per scored token).
         """
         was_training = module.training
         module.eval()
         results: dict[str, float] = {}
         loss = 0.0
-        for alias, batches in self._prepared.items():
-            means, counts, targets, metrics = self._objective(module, alias, batches)
-            results |= {f"validation/{name}/{alias}": value for name, value in metrics.items()}
-            for term, mean in means.items():
-                name = alias if len(means) == 1 else f"{alias}.{term}"
+        for alias in self._prepared:
+            sums = self._score(module, alias)
+            results |= {f"validation/{name}/{alias}": value for name, value in sums.metrics.items()}
+            for term, mean in sums.means.items():
+                name = alias if len(sums.means) == 1 else f"{alias}.{term}"
                 results[f"validation/loss/{name}"] = mean
                 loss += weights.get((alias, term), 0.0) * mean
+            if sums.targets is None:
+                continue
+            results[f"validation/unigram_entropy/{alias}"] = entropy(sums.targets[self._residues])
             # with several terms, the one that scores each target once is the cross entropy
-            scored = [term for term in means if targets is not None and counts[term] == targets.sum()]
-            if targets is not None and len(scored) == 1:
-                results[f"validation/scored/{alias}"] = float(targets.sum())
-                results[f"validation/perplexity/{alias}"] = math.exp(min(700.0, means[scored[0]]))
-                results[f"validation/unigram_entropy/{alias}"] = entropy(targets)
+            scored = [term for term, count in sums.counts.items() if count == sums.targets.sum()]
+            if len(scored) == 1:
+                results[f"validation/scored/{alias}"] = float(sums.targets.sum())
+                results[f"validation/perplexity/{alias}"] = math.exp(min(700.0, sums.means[scored[0]]))
         module.train(was_training)
         return {"validation/loss": loss, **results}
 
-    def _objective(
-        self, module: torch.nn.Module, alias: str, batches: Sequence[HostBatch]
-    ) -> tuple[dict[str, float], dict[str, float], np.ndarray[Any, Any] | None, dict[str, float]]:
-        """Returns mean and count of every term, how often each symbol is a target (None without targets), metrics."""
+    def _score(self, module: torch.nn.Module, alias: str) -> _Sums:
+        """Scores all micro-batches with one objective, on all ranks together."""
         terms = list(next(m for m in self._mixture.members if m.alias == alias).objective.terms)
         ctx = StepContext(0, self._rng, self._world.all_sum, self._world.all_gather)
-        sums = dict.fromkeys(terms, 0.0)
-        counts = dict.fromkeys(terms, 0)
+        ones = {(alias, term): 1.0 for term in terms}
+        totals: dict[tuple[str, str], list[float]] = {("term", term): [0.0, 0.0] for term in terms}
         targets: list[np.ndarray[Any, Any]] = []
-        pairs: dict[str, tuple[float, float]] = {}  # total and count of each metric
-        for batch in batches:
-            shares = to_device(batch, self._world.device)
-            ones = {(alias, term): 1.0 for term in terms}
-            output = module(shares, ones, ones, ctx)
-            for term in terms:
-                sums[term] += float(output.totals[alias, term])
-                counts[term] += batch.counts[alias, term]
-            for (_, name), metric in output.metrics.items():
-                total, count = pairs.get(name, (0.0, 0.0))
-                pairs[name] = (total + float(metric.total), count + float(metric.count))
+        for batch in self._prepared[alias]:
+            output = module(to_device(batch, self._world.device), ones, ones, ctx)
+            pairs = {("term", term): (output.totals[alias, term], batch.counts[alias, term]) for term in terms}
+            pairs |= {("metric", name): (metric.total, metric.count) for (_, name), metric in output.metrics.items()}
+            for key, (total, count) in pairs.items():
+                before = totals.setdefault(key, [0.0, 0.0])
+                totals[key] = [before[0] + float(total), before[1] + float(count)]
             targets += [s.arrays[alias]["targets"] for s in batch.shares if "targets" in s.arrays.get(alias, {})]
         # every rank has metrics and arrays of the same names and types, so all take the same branch
         ids = bool(targets) and all(t.ndim == 1 and np.issubdtype(t.dtype, np.integer) for t in targets)
-        histogram = _histogram(targets, self._vocabulary) if ids else None
-        flat = [number for pair in pairs.values() for number in pair]
-        numbers = [*sums.values(), *counts.values(), *flat, *(histogram.tolist() if histogram is not None else [])]
-        numbers = self._world.sum_numbers(numbers)
-        n, end = len(terms), 2 * len(terms) + len(flat)
-        means = {term: numbers[i] / max(1.0, numbers[n + i]) for i, term in enumerate(terms)}
-        metrics = {name: numbers[2 * n + 2 * i] / max(1.0, numbers[2 * n + 2 * i + 1]) for i, name in enumerate(pairs)}
-        asked = None if histogram is None else np.asarray(numbers[end:])
-        return means, dict(zip(terms, numbers[n : 2 * n], strict=True)), asked, metrics
+        histogram = _histogram(targets, self._vocabulary).tolist() if ids else []
+        flat = self._world.sum_numbers([*(x for key in sorted(totals) for x in totals[key]), *histogram])
+        sums = {key: (flat[2 * i], flat[2 * i + 1]) for i, key in enumerate(sorted(totals))}
+        means = {key: total / max(1.0, count) for key, (total, count) in sums.items()}
+        return _Sums(
+            means={term: means["term", term] for term in terms},
+            counts={term: sums["term", term][1] for term in terms},
+            metrics={name: mean for (kind, name), mean in means.items() if kind == "metric"},
+            targets=np.asarray(flat[2 * len(totals) :]) if ids else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What one objective's held-out batches gave: means and counts of terms, means of metrics, a target histogram."""
+
+    means: Mapping[str, float]
+    counts: Mapping[str, float]
+    metrics: Mapping[str, float]
+    targets: np.ndarray[Any, Any] | None
+
+
+def residue_ids(tokenizer: Tokenizer) -> np.ndarray[Any, Any]:
+    """Returns the ids that letters have: residues, the ambiguous ones among them, but no sentinel or end."""
+    return np.unique(tokenizer.table[ord("A") : ord("Z") + 1])
 
 
 def _histogram(targets: Sequence[np.ndarray[Any, Any]], vocabulary: int) -> np.ndarray[Any, Any]:
@@ -118,6 +133,3 @@ def entropy(counts: np.ndarray[Any, Any]) -> float:
         return 0.0
     p = counts[counts > 0] / total
     return float(-(p * np.log(p)).sum())
-
-
-__all__ = ["StepModule", "Validator", "entropy"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from protloom.errors import UserError
+from protloom.settings import NO_HALF
 
 
 def compute_dtype(choice: str, device: torch.device) -> torch.dtype | None:

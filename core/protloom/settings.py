@@ -17,6 +17,12 @@ ComponentSection = str | dict[str, Any]
 """A component by name, or a mapping with ``name`` and the component's options."""
 
 
+NO_HALF = (
+    "fp16 is not offered: states of T5 networks exceed its largest number, 65504, and others need loss scaling; "
+    "use bf16, which costs the same, or fp32"
+)
+
+
 class Section(BaseModel):
     """Base of every config model: frozen, and unknown keys are refused."""
 
@@ -84,6 +90,13 @@ class TrainerConfig(Section):
     best_metric: str = Field(default="validation/loss", description="Lowest at the best checkpoint")
     nonfinite_limit: int = Field(default=10, ge=1, description="Non-finite steps in a row after which the run stops")
     tensorboard: bool = Field(default=True, description="Write TensorBoard event files beside metrics.jsonl")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_half(cls, precision: Any) -> Any:
+        if precision in ("fp16", "float16", "half"):
+            raise ValueError(NO_HALF)
+        return precision
 
     @model_validator(mode="after")
     def _budget(self) -> TrainerConfig:

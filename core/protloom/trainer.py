@@ -357,17 +357,21 @@ class Trainer:
 def describe(results: Mapping[str, float]) -> str:
     """Writes validation metrics as a line for a person."""
     parts = []
-    for name, value in results.items():
-        _, what, *rest = name.split("/")
-        if what == "perplexity":
-            alias = rest[0]
-            parts.append(
-                f"{alias} {results[f'validation/loss/{alias}']:.4f} nats per scored token (perplexity {value:.2f}; "
-                f"residue frequencies alone {results[f'validation/unigram_entropy/{alias}']:.4f}; "
-                f"{results[f'validation/scored/{alias}']:,.0f} scored)"
-                if f"validation/loss/{alias}" in results
-                else f"{alias} perplexity {value:.2f}"
-            )
+    for name, unigram in results.items():
+        if not name.startswith("validation/unigram_entropy/"):
+            continue
+        alias = name.rpartition("/")[2]
+        # an objective that also scores other symbols tells its loss over residues apart
+        apart = results.get(f"validation/residue_loss/{alias}")
+        loss = results.get(f"validation/loss/{alias}") if apart is None else apart
+        if loss is None:
+            continue
+        unit = "scored token" if apart is None else "residue"
+        parts.append(
+            f"{alias} {loss:.4f} nats per {unit} (perplexity {math.exp(min(700.0, loss)):.2f}; "
+            f"residue frequencies alone {unigram:.4f}"
+            + (f"; {results[scored]:,.0f} scored)" if (scored := f"validation/scored/{alias}") in results else ")")
+        )
     return "; ".join(parts) or f"loss {results['validation/loss']:.4f}"
 
 

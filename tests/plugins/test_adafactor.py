@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
 from protloom import training_state
 from protloom_plugins.optimizers.adafactor import AdafactorConfig, build
@@ -76,6 +77,19 @@ def test_the_steps_of_the_paper(scale: float) -> None:
     for name, p in own.items():
         assert torch.isfinite(p).all(), name
         torch.testing.assert_close(p.detach().double(), referees[name].x, rtol=1e-4, atol=1e-6)
+
+
+def test_the_steps_of_transformers() -> None:
+    own, others = parameters(), parameters()
+    ours = build(AdafactorConfig(lr=0.01), groups(own))
+    theirs = Adafactor(list(others.values()), lr=0.01, scale_parameter=True, relative_step=False, warmup_init=False)
+    for t in range(1, 20):
+        for name, gradient in gradients(t).items():
+            own[name].grad, others[name].grad = gradient.clone(), gradient.clone()
+        ours.step()
+        theirs.step()
+    for name, p in own.items():
+        torch.testing.assert_close(p, others[name], rtol=1e-5, atol=1e-6)
 
 
 def test_what_did_not_occur_does_not_move() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from protloom import config
 from protloom.cli import main
 from protloom.plugins import Registry
 
+KINDS = ("residue_loss", "sentinel_loss", "end_loss")
 SIZES = ("tiny", "small", "large", "xl")
 
 
@@ -88,6 +91,20 @@ def test_a_run_logs_its_objectives_apart(small_fasta: Path, tmp_path: Path, caps
     capsys.readouterr()
     assert main(["convert", str(folder), "--to", "hf", "--out", str(tmp_path / "hf"), "--check"]) == 0
     assert "difference of logits 0.00e+00" in capsys.readouterr().out
+
+
+def test_the_entropy_to_beat_is_that_of_residues_alone(tmp_path: Path) -> None:
+    # two letters, equally common: ln 2, however many sentinels and ends stand among the targets
+    draw = random.Random(5)
+    fasta = tmp_path / "two.fasta"
+    fasta.write_text("".join(f">s{i}\n{''.join(draw.choices('AD', k=60))}\n" for i in range(200)))
+    assert main([*arguments(fasta, tmp_path, "run"), "trainer.steps=4"]) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = next(r for r in reversed(records) if "validation/loss" in r)
+    for alias in ("denoise", "complete"):
+        assert math.log(2) - 0.02 < last[f"validation/unigram_entropy/{alias}"] <= math.log(2)
+        parts = [last[f"validation/{kind}/{alias}"] for kind in KINDS if f"validation/{kind}/{alias}" in last]
+        assert min(parts) <= last[f"validation/loss/{alias}"] <= max(parts)
 
 
 @pytest.mark.slow
