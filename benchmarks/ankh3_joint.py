@@ -52,7 +52,7 @@ def questioned(run_dir: Path | None, data: str, words: list[str]) -> dict[str, f
     latest = None if run_dir is None else checkpoint.latest(run_dir)
     run = assemble(resolved, registry, join("none", "cpu"), initial=None if latest is None else latest / "model")
     assert run.validator is not None
-    return run.validator.run(run.module, run.final_weights())
+    return run.validator.run(run.module, run.mixture.final_weights())
 
 
 def row(name: str, run_dir: Path | None, metrics: Mapping[str, float]) -> str:

@@ -20,7 +20,7 @@ from protloom.data.store import Store, open_corpus
 from protloom.distributed import World, wrap
 from protloom.errors import UserError, did_you_mean
 from protloom.evaluate import Validator
-from protloom.mixture import HostBatch, Member, Mixture, TermKey
+from protloom.mixture import HostBatch, Member, Mixture
 from protloom.ops import Ops
 from protloom.precision import compute_dtype
 from protloom.step import StepModule, leaves_parameters_out
@@ -85,14 +85,6 @@ class Assembly:
         """Returns the parameters that the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def final_weights(self) -> dict[TermKey, float]:
-        """Returns the weight of every term once all have started."""
-        return {
-            (m.alias, term): m.mix.weight if isinstance(m.mix.weight, float) else m.mix.weight.get(term, 1.0)
-            for m in self.mixture.members
-            for term in m.objective.terms
-        }
-
     def write_model(self, folder: Path, state: Mapping[str, Tensor]) -> None:
         """Writes whole weights as a folder that other programs read."""
         chosen = self.resolved.architecture
@@ -139,9 +131,11 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
     stores, shares = open_corpora(settings.data, registry, world)
     # the seed decides the initial weights; objectives draw from the same generator, after the network
     torch.manual_seed(settings.seed)
-    model, objectives = _networks(resolved, tokenizer, ops)
+    model = _network(resolved, tokenizer, ops)
     if initial is not None:
+        # before the objectives are built: one of them may copy the network
         weights.load_into(model, resolved.architecture, tokenizer, initial, registry)
+    objectives = _objectives(resolved, tokenizer, ops, model)
     model.to(world.device)
     mixture = Mixture(objectives, settings.combine, settings.seed)
     mixture.refuse_idle_steps()
@@ -232,33 +226,33 @@ def _open(path: str, column: str | None, data: DataConfig, registry: Registry, w
     return store if store is not None else opening()
 
 
-def _networks(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops) -> tuple[nn.Module, list[Member]]:
-    """Builds network and objectives, and checks that the network can do what the objectives need."""
-    trainer = resolved.settings.trainer
+def _network(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops) -> nn.Module:
+    trainer, chosen = resolved.settings.trainer, resolved.architecture
     build = BuildContext(
-        tokenizer,
-        ops,
-        activation_checkpointing=trainer.activation_checkpointing,
-        total_steps=trainer.steps,
+        tokenizer, ops, activation_checkpointing=trainer.activation_checkpointing, total_steps=trainer.steps
     )
-    chosen = resolved.architecture
-    model = chosen.component.load_factory()(chosen.config, build)
-    able = cast(Architecture, model).capabilities
+    model: nn.Module = chosen.component.load_factory()(chosen.config, build)
+    return model
+
+
+def _objectives(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops, model: nn.Module) -> list[Member]:
+    """Builds the objectives, and checks that the network can do what they need."""
+    trainer, network = resolved.settings.trainer, cast(Architecture, model)
     members = []
     for entry in resolved.objectives:
         factory = entry.chosen.component.load_factory()
-        lacking = sorted(getattr(factory, "needs", frozenset()) - able)
+        lacking = sorted(getattr(factory, "needs", frozenset()) - network.capabilities)
         if lacking:
             raise UserError(
                 f"objective {entry.alias!r} needs {', '.join(lacking)}, which architecture "
-                f"{chosen.component.name!r} cannot do (it can {', '.join(sorted(able))})"
+                f"{resolved.architecture.component.name!r} cannot do (it can {', '.join(sorted(network.capabilities))})"
             )
         if hasattr(nn.ModuleDict(), entry.alias):
             raise UserError(f"objective {entry.alias!r}: PyTorch keeps this name for itself; give another with 'alias'")
-        context = BuildContext(tokenizer, ops, cast(Architecture, model), build.activation_checkpointing, trainer.steps)
+        context = BuildContext(tokenizer, ops, network, trainer.activation_checkpointing, trainer.steps)
         members.append(Member(entry.alias, factory(entry.chosen.config, context), entry.mix))
         _check_terms(members[-1])
-    return model, members
+    return members
 
 
 def _check_terms(member: Member) -> None:

@@ -50,12 +50,20 @@ class World:
         return all_reduce(x)  # type: ignore[no-any-return]
 
     def all_gather(self, x: Tensor) -> Tensor:
-        """Concatenates ``x`` over processes along dimension 0 (equal shapes); gradients flow back."""
+        """Concatenates ``x`` over processes along dimension 0, in the order of ranks; gradients flow back.
+
+        Each process may have another number of rows, none included.
+        """
         if self.size == 1:
             return x
         from torch.distributed.nn.functional import all_gather
 
-        return torch.cat(all_gather(x))
+        rows = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(self.size)]
+        dist.all_gather(rows, torch.tensor(len(x), device=x.device))
+        counts = [int(n) for n in rows]
+        # the collective moves equal shapes
+        padded = torch.cat((x, x.new_zeros(max(counts) - len(x), *x.shape[1:])))
+        return torch.cat([part[:n] for part, n in zip(all_gather(padded), counts, strict=True)])
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Adds a list of numbers over processes, in float64; on the host, so that no device is waited for."""

@@ -40,6 +40,11 @@ class Member:
     objective: Objective
     mix: ObjectiveMix
 
+    def weight(self, term: str) -> float:
+        """Returns the weight of a term once it has started."""
+        stated, own = self.mix.weight, self.objective.terms[term].weight
+        return stated.get(term, own) if isinstance(stated, Mapping) else stated * own
+
 
 @dataclass(frozen=True)
 class HostShare:
@@ -143,9 +148,12 @@ class Mixture:
             mix = member.mix
             scale = min(1.0, (step - mix.start_step + 1) / mix.ramp_steps) if mix.ramp_steps else 1.0
             for term in member.objective.terms:
-                base = mix.weight if isinstance(mix.weight, float) else mix.weight.get(term, 1.0)
-                weights[member.alias, term] = base * scale / mix.keep_rate
+                weights[member.alias, term] = member.weight(term) * scale / mix.keep_rate
         return weights
+
+    def final_weights(self) -> dict[TermKey, float]:
+        """Returns the weight of every term once all have started."""
+        return {(m.alias, term): m.weight(term) for m in self.members for term in m.objective.terms}
 
     def prepare(self, batch: SequenceBatch, *, active: frozenset[str]) -> HostBatch:
         """Corrupts a training micro-batch for the ``active`` objectives of its step."""

@@ -59,9 +59,11 @@ class Objective(nn.Module):
     Attributes:
         needs: capabilities that the architecture must have.
         terms: the named parts of the loss.
+        scored_as: what is predicted at the positions ``index``, where there are no ``targets``: a word for previews.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encode"})
+    scored_as: str = "scored"
     terms: Mapping[str, Term]
 
     def __init__(self, config: Any, build: BuildContext) -> None:

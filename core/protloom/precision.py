@@ -22,10 +22,8 @@ def compute_dtype(choice: str, device: torch.device) -> torch.dtype | None:
         UserError: another choice, or a device without bf16.
     """
     if choice not in ("auto", "fp32", "bf16"):
-        advice = (
-            " (fp16 overflows in T5 and needs loss scaling elsewhere; bf16 costs the same)" if "16" in choice else ""
-        )
-        raise UserError(f"precision {choice!r}: should be auto, fp32 or bf16{advice}")
+        advice = f": {NO_HALF}" if choice in ("fp16", "float16", "half") else "; should be auto, fp32 or bf16"
+        raise UserError(f"precision {choice!r}{advice}")
     if choice == "fp32":
         return None
     if choice == "bf16":

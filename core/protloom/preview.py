@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from protloom.contracts import Tokenizer
     from protloom.plugins import Registry
 
-EMPTY = "·"
+EMPTY, HERE = "·", "^"
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,12 @@ def _rows(objective: Any, tokenizer: Tokenizer, text: str, index: int, seed: int
         rows.append(("target", tuple(row)))
     elif targets is not None:
         rows.append(("target", _symbols(tokenizer, targets)))
+    elif where is not None:
+        # no symbols are asked for: the objective predicts something of its own at these places
+        scored = set(where.tolist())
+        rows.append(
+            (objective.scored_as, tuple(HERE if i in scored else EMPTY for i in range(len(prepared.inputs.tokens))))
+        )
     return Rows(tuple(rows))
 
 

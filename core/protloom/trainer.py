@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from protloom import checkpoint, schedules
+from protloom import checkpoint, collapse, schedules
 from protloom.checkpoint import TrainState
 from protloom.contracts import StepContext
 from protloom.data.loader import Loader
@@ -68,6 +68,7 @@ class Trainer:
     _window: Window = field(default_factory=Window)
     _bad_in_a_row: int = 0
     _saved: int = -1
+    _collapsed: bool = False
 
     def train(self) -> TrainState:
         """Runs until the last step, or until a signal asks to stop; returns the final counters.
@@ -146,6 +147,7 @@ class Trainer:
             if log is not None:
                 log.write(record)
                 progress.update(self.state.step, cast(Any, record))
+                self._watch(record, progress)
         self._guard(stepped, step, batches, weights, divisors, progress)
 
     def _optimize(
@@ -165,8 +167,9 @@ class Trainer:
         run.optimizer.zero_grad(set_to_none=True)
         # dropout is a function of (seed, step, rank) too, so that a resumed run draws the same
         torch.manual_seed(self._rng.stream("torch").draw(step, run.world.rank))
+        logging = self._due(run.settings.trainer.log_every, ahead=1)
         for number, batch in enumerate(batches):
-            ctx = StepContext(step, self._rng.stream(step, number), run.world.all_sum, run.world.all_gather)
+            ctx = StepContext(step, self._rng.stream(step, number), run.world.all_sum, run.world.all_gather, logging)
             with self._synchronised(last=number == len(batches) - 1):
                 output = run.wrapped(to_device(batch, run.world.device), weights, divisors, ctx)
                 output.loss.backward()
@@ -244,9 +247,10 @@ class Trainer:
 
     # ------------------------------------------------------------------------------------ logging and saving
 
-    def _due(self, every: int) -> bool:
-        """True after every ``every``-th step and after the last."""
-        return self.state.step % every == 0 or self.state.step == self.run.settings.trainer.steps
+    def _due(self, every: int, *, ahead: int = 0) -> bool:
+        """True after every ``every``-th step and after the last; ``ahead`` steps from now."""
+        step = self.state.step + ahead
+        return step % every == 0 or step == self.run.settings.trainer.steps
 
     def _open_log(self) -> MetricLog | None:
         if not self.run.world.main:
@@ -300,6 +304,13 @@ class Trainer:
         self._window = Window()
         return record
 
+    def _watch(self, record: Mapping[str, float | int], progress: Progress) -> None:
+        """Warns of collapsed latent states, when it begins and not at every line."""
+        told = collapse.warnings(record)
+        for line in told if not self._collapsed else ():
+            progress.note(f"warning: step {self.state.step}: {line}")
+        self._collapsed = bool(told)
+
     def _account(self) -> None:
         """Moves the window's time and FLOPs into the state."""
         self.state = replace(
@@ -312,7 +323,7 @@ class Trainer:
         run = self.run
         assert run.validator is not None
         # every term counts, also one that starts later
-        results = run.validator.run(run.wrapped, run.final_weights())
+        results = run.validator.run(run.wrapped, run.mixture.final_weights())
         wanted = run.settings.trainer.best_metric
         if wanted not in results:
             raise UserError(

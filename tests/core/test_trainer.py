@@ -88,12 +88,12 @@ def test_a_run_logs_validates_and_saves(registry: Registry, options: Options, tm
 def test_validation_is_the_same_whenever_it_is_asked_for(registry: Registry, options: Options) -> None:
     run = built(registry, options())
     assert run.validator is not None
-    first = run.validator.run(run.wrapped, run.final_weights())
-    assert first == run.validator.run(run.wrapped, run.final_weights())
+    first = run.validator.run(run.wrapped, run.mixture.final_weights())
+    assert first == run.validator.run(run.wrapped, run.mixture.final_weights())
     assert run.module.training
     smaller = built(registry, options(trainer__tokens_per_microbatch=130))
     assert smaller.validator is not None
-    second = smaller.validator.run(smaller.wrapped, smaller.final_weights())
+    second = smaller.validator.run(smaller.wrapped, smaller.mixture.final_weights())
     assert second == pytest.approx(first, rel=1e-5)
 
 

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokens-per-batch", type=int, default=4096, metavar="N", help="memory (4096)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "auto"), default="fp32", help="of the computation")
+    parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
     parser.add_argument("--column", metavar="C", help="sequence column of a table")
     parser.add_argument("--strict", action="store_true", help="refuse input that would be changed or dropped")
     common.json_option(parser)

@@ -56,7 +56,7 @@ def _configure_run(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--set", action="append", default=[], metavar="key=value", help="an option of the tasks")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    run.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "auto"), help="of the network (fp32)")
+    run.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the network (fp32)")
     run.add_argument("--out", metavar="FILE.json", help="write everything here, with each item's metric")
     common.json_option(run)
     common.example(run, "protloom task run sim-ss3 sim-contact --model runs/first", "protloom task run ss3 --model M")

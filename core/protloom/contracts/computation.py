@@ -86,9 +86,12 @@ class Term(NamedTuple):
     Attributes:
         additive: the total is a sum over scored items, so micro-batches and ranks add up exactly. False for statistics
             of a batch, which return value × count.
+        weight: what the term counts in the sum where the run file says nothing; a run file's single ``weight``
+            multiplies it, a ``weight`` for each term replaces it.
     """
 
     additive: bool = True
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,10 @@ class Metric:
 
 
 class Losses(NamedTuple):
-    """What ``Objective.loss`` returns: the summed value of each term, and metrics to log."""
+    """What ``Objective.loss`` returns: the summed value of each term, and metrics to log.
+
+    The names of both are the same on all processes and in all micro-batches of a step: they are added by name.
+    """
 
     totals: Mapping[str, Tensor]
     metrics: Mapping[str, Metric] = {}
@@ -113,13 +119,16 @@ class StepContext(NamedTuple):
         step: the optimizer step, from 0.
         rng: randomness of this step, the same on all ranks.
         all_sum: adds a tensor over ranks, differentiably; the identity on one rank.
-        all_gather: concatenates a tensor over ranks along dimension 0, differentiably; the identity on one rank.
+        all_gather: concatenates a tensor over ranks along dimension 0, however many rows each has, differentiably;
+            the identity on one rank.
+        logging: the metrics of this step are written: those that are dear to compute can be left out elsewhere.
     """
 
     step: int
     rng: CounterRNG
     all_sum: Callable[[Tensor], Tensor]
     all_gather: Callable[[Tensor], Tensor]
+    logging: bool = True
 
 
 @runtime_checkable

@@ -20,6 +20,12 @@ def protloom_objectives() -> list[ObjectiveSpec]:
             summary="sentinels in place of masked residues, which the decoder generates: Ankh3's first task, T5, UL2",
         ),
         ObjectiveSpec(
+            name="jepa",
+            factory="protloom_plugins.objectives.jepa:Jepa",
+            config="protloom_plugins.objectives.jepa_config:JepaConfig",
+            summary="latent prediction beside masked LM: ProteinJEPA v1, v2 and its controls, as presets",
+        ),
+        ObjectiveSpec(
             name="complete",
             factory="protloom_plugins.objectives.complete:Complete",
             config="protloom_plugins.objectives.complete_config:CompleteConfig",
