@@ -56,7 +56,8 @@ def task_panel(axes: Any, results: Path) -> None:
     """Draws the main metric of every subject of the first task, with its 95 % interval."""
     document = json.loads(results.read_text())
     task = document["tasks"][0]
-    rows = [(r["subject"], r["value"], r["interval95"]) for r in task["results"]][::-1]
+    names = {"model": "trained network"}  # the name of a run folder says nothing to a reader
+    rows = [(names.get(r["role"], r["subject"]), r["value"], r["interval95"]) for r in task["results"]][::-1]
     for y, (name, value, (low, high)) in enumerate(rows):
         colour = ACCENT if y == len(rows) - 1 else MUTED
         axes.barh(y, value, color=colour, height=0.6)
