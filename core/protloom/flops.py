@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from protloom.objective import Objective
 
 
 class FlopCounter:
     """Counts the matrix-multiplication FLOPs of training one step.
 
-    Forward and backward cost 6 FLOPs a weight and token for the weights of the blocks (all tokens) and of the output
-    head (scored tokens only), and 12 · depth · width · Σ L² for attention (Kaplan et al. 2020, section 2.1, without
-    the embedding, with the attention term).
+    A forward pass costs 2 FLOPs a weight and token for the weights of the blocks and 4 · depth · width · Σ L² for
+    attention (Kaplan et al. 2020, section 2.1, without the embedding, with the attention term); backward costs twice
+    as much. Each objective adds what it computes beside that: at least the output head on what it scores.
 
     Args:
         model: a network with ``depth`` and ``width``; weights below ``blocks`` (without that: all) read every token.
-        vocabulary: size of the vocabulary, by which the embedding is told from other matrices.
     """
 
-    def __init__(self, model: nn.Module, vocabulary: int) -> None:
-        self._attention = 12 * int(getattr(model, "depth", 0)) * int(getattr(model, "width", 0))
+    def __init__(self, model: nn.Module) -> None:
+        self._attention = 4 * int(getattr(model, "depth", 0)) * int(getattr(model, "width", 0))
         blocks = getattr(model, "blocks", None)
         inside = {id(p) for p in (blocks if isinstance(blocks, nn.Module) else model).parameters()}
         self._body = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) in inside)
         self._head = sum(p.numel() for p in model.parameters() if p.ndim >= 2 and id(p) not in inside)
-        self._vocabulary = vocabulary
 
-    def step(self, lengths: Sequence[int], scored: int) -> float:
-        """Returns the FLOPs of forward and backward over sequences of these lengths."""
-        tokens = sum(lengths)
-        return 6.0 * (self._body * tokens + self._head * scored) + self._attention * float(sum(n * n for n in lengths))
+    def step(self, lengths: Sequence[int], scored: Sequence[tuple[Objective, int]]) -> float:
+        """Returns the FLOPs of a step.
+
+        Args:
+            lengths: of the sequences that the network reads.
+            scored: each objective with the number of items that it scores.
+        """
+        forward = 2.0 * self._body * sum(lengths) + self._attention * float(sum(n * n for n in lengths))
+        return 3.0 * forward + sum(objective.flops(forward, 2.0 * self._head, n) for objective, n in scored)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protloom import checkpoint, config, run_changes, run_folder
+from protloom import budget, checkpoint, config, run_changes, run_folder
 from protloom.assembly import Assembly, assemble
+from protloom.budget import Amount, Spent
 from protloom.checkpoint import TrainState
 from protloom.distributed import World, join
 from protloom.errors import UserError
@@ -27,27 +28,23 @@ class Finished:
     Attributes:
         run_dir: the run folder.
         state: the counters.
-        steps: steps that the run file asks for.
+        complete: the run has reached its end.
         main: True on the process that prints.
     """
 
     run_dir: Path
     state: TrainState
-    steps: int
+    complete: bool
     main: bool
 
-    @property
-    def complete(self) -> bool:
-        """True if the last step was done."""
-        return self.state.step >= self.steps
 
-
-def start(resolved: ResolvedRun, registry: Registry) -> Finished:
+def start(resolved: ResolvedRun, registry: Registry, *, pause: Amount | None = None) -> Finished:
     """Trains a new run.
 
     Args:
         resolved: the validated run file.
         registry: the installed components.
+        pause: save and return once so much is done; ``resume`` goes on.
     """
     trainer = resolved.settings.trainer
     run_folder.stated(resolved)
@@ -60,18 +57,19 @@ def start(resolved: ResolvedRun, registry: Registry) -> Finished:
             run_folder.write_config(run_dir, resolved)
         world.barrier()
         state = TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, tuple(s.content_hash for s in run.stores))
-        return _train(run, run_dir, state)
+        return _train(run, run_dir, state, pause)
     finally:
         world.close()
 
 
-def resume(run_dir: Path, overrides: Sequence[str], registry: Registry) -> Finished:
+def resume(run_dir: Path, overrides: Sequence[str], registry: Registry, *, pause: Amount | None = None) -> Finished:
     """Goes on with a run from its newest checkpoint, or from the beginning if it has none yet.
 
     Args:
         run_dir: the run folder.
         overrides: changed options, such as ``trainer.steps=2000``.
         registry: the installed components.
+        pause: save and return once so much is done.
 
     Raises:
         UserError: if there is no run, a checkpoint is damaged, or the corpus or the seed is another one.
@@ -83,8 +81,10 @@ def resume(run_dir: Path, overrides: Sequence[str], registry: Registry) -> Finis
     saved = None if folder is None else checkpoint.read_state(folder)
     checkpoint.best(run_dir)  # a damaged note is told before anything is changed
     changes = [] if saved is None or folder is None else run_changes.since(folder, saved.step, resolved)
-    if saved is not None and saved.step >= trainer.steps:
-        return Finished(run_dir, saved, trainer.steps, main=os.environ.get("RANK", "0") == "0")
+    if saved is not None:
+        complete = budget.ended(trainer, _spent(saved))
+        if complete or (pause is not None and pause.reached(_spent(saved))):
+            return Finished(run_dir, saved, complete, main=os.environ.get("RANK", "0") == "0")
     world = join(trainer.parallel, trainer.device)
     try:
         initial = resolved.settings.init if folder is None else folder / "model"
@@ -100,16 +100,20 @@ def resume(run_dir: Path, overrides: Sequence[str], registry: Registry) -> Finis
                 print(f"changed  {line}")
         world.barrier()
         state = saved or TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, hashes)
-        return _train(run, run_dir, state)
+        return _train(run, run_dir, state, pause)
     finally:
         world.close()
 
 
-def _train(run: Assembly, run_dir: Path, state: TrainState) -> Finished:
+def _spent(state: TrainState) -> Spent:
+    return Spent(state.step, state.seconds, state.tokens, state.flops)
+
+
+def _train(run: Assembly, run_dir: Path, state: TrainState, pause: Amount | None) -> Finished:
     if run.world.main:
         print(headline(run, run_dir, state), flush=True)
-    final = Trainer(run, run_dir, state).train()
-    return Finished(run_dir, final, run.settings.trainer.steps, run.world.main)
+    final = Trainer(run, run_dir, state, pause).train()
+    return Finished(run_dir, final, budget.ended(run.settings.trainer, _spent(final)), run.world.main)
 
 
 def _check_corpora(saved: TrainState, run: Assembly, hashes: tuple[str, ...]) -> None:
@@ -139,11 +143,24 @@ def headline(run: Assembly, run_dir: Path, state: TrainState) -> str:
             f"run      {run_dir}",
             f"network  {name}, {_readable(parameters)} parameters; objective {objectives}",
             f"corpus   {corpora}",
-            f"training {begin}to step {trainer.steps}, {trainer.tokens_per_step:,} tokens a step "
-            f"({trainer.steps * trainer.tokens_per_step / run.sampler.tokens_per_epoch:.2f} epochs); {where}, "
+            f"training {begin}{_length(run)}; {where}, "
             f"{'bf16' if run.precision is not None else 'fp32'}, kernels {kernels}",
         ]
     )
+
+
+def _length(run: Assembly) -> str:
+    """Tells how long the run is, and how often that shows every sequence."""
+    trainer, epoch = run.settings.trainer, run.sampler.tokens_per_epoch
+    each = f"{trainer.tokens_per_step:,} tokens a step"
+    limits = budget.limits(trainer)
+    if limits:
+        return f"for {' or '.join(f'{limit.number:,.6g} {limit.unit}' for limit in limits)}, {each}"
+    epochs = trainer.steps * trainer.tokens_per_step / epoch
+    many = (
+        f": every sequence is seen {epochs:,.0f} times, a small network may learn them by heart" if epochs > 50 else ""
+    )
+    return f"to step {trainer.steps}, {each} ({epochs:.2f} epochs{many})"
 
 
 def _corpus_line(run: Assembly, number: int) -> str:

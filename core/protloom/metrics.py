@@ -96,52 +96,61 @@ class Progress:
     """Tells the person how far a run is: a bar on a terminal, plain lines elsewhere.
 
     Args:
-        total: steps of the run.
+        total: steps of the run; None where something else than steps ends it.
         done: steps already done.
+        share: of the run already done.
         every: plain lines are printed at about this many places of a run.
         quiet: print nothing (ranks above 0).
     """
 
-    def __init__(self, total: int, *, done: int = 0, every: int = 20, quiet: bool = False) -> None:
+    def __init__(
+        self, total: int | None, *, done: int = 0, share: float = 0.0, every: int = 20, quiet: bool = False
+    ) -> None:
         self._total, self._first = total, done
-        self._gap = max(1, total // every)
+        self._gap = 1.0 / every
+        self._share = self._shown = self._begin_share = share
         self._begin, self._paced = time.perf_counter(), done
         self._quiet = quiet
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             self._bar, self._task = _bar(total, done)
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, share: float) -> None:
         """Counts a step; tells after the third how long the run will take, as the first logged line may be far."""
+        self._share = share
         if self._quiet:
             return
         if self._bar is not None:
             self._bar.update(self._task, completed=step)
         if step == self._first + 1:
             # neither the first validation nor the first step, which compiles and allocates, tells the pace
-            self._begin, self._paced = time.perf_counter(), step
-        elif self._bar is None and step - self._first == WARM and self._shown < step < self._total:
-            pace = self._pace(step)
-            left = clock(pace * (self._total - step))
-            print(f"step {step:>{len(str(self._total))}}/{self._total}  {pace:.2g} s a step, {left} left", flush=True)
+            self._begin, self._paced, self._begin_share = time.perf_counter(), step, share
+        elif self._bar is None and step - self._first == WARM and not self._told and share < 1.0:
+            pace = (time.perf_counter() - self._begin) / max(1, step - self._paced)
+            print(f"{self._counted(step)}  {pace:.2g} s a step, {self._left()} left", flush=True)
 
-    def _pace(self, step: int) -> float:
-        """Returns seconds a step."""
-        return (time.perf_counter() - self._begin) / max(1, step - self._paced)
+    def _left(self) -> str:
+        """Returns the time that is left at the present pace."""
+        done = self._share - self._begin_share
+        return clock((time.perf_counter() - self._begin) / done * (1.0 - self._share)) if done > 0 else "?"
 
-    def update(self, step: int, record: Record) -> None:
+    def _counted(self, step: int) -> str:
+        total = "" if self._total is None else f"/{self._total}"
+        return f"step {step:>{len(str(self._total or 1000))}}{total}"
+
+    def update(self, step: int, record: Record, share: float) -> None:
         """Shows a logged step."""
+        self._share = share
         if self._quiet:
             return
         text = _summary(record)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
-        elif step == self._total or step // self._gap != self._shown // self._gap or self._shown == self._first:
-            left = clock(self._pace(step) * (self._total - step))
-            print(f"step {step:>{len(str(self._total))}}/{self._total}  {text}  {left} left", flush=True)
-        self._shown = step
+        elif self._share >= 1.0 or self._share // self._gap != self._shown // self._gap or not self._told:
+            print(f"{self._counted(step)}  {text}  {self._left()} left", flush=True)
+        self._told, self._shown = True, self._share
 
-    _shown = 0
+    _told = False
 
     def note(self, text: str) -> None:
         """Prints a line without disturbing the bar."""
@@ -158,7 +167,7 @@ class Progress:
             self._bar.stop()
 
 
-def _bar(total: int, done: int) -> tuple[Any, Any]:
+def _bar(total: int | None, done: int) -> tuple[Any, Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(

@@ -110,5 +110,18 @@ class Objective(nn.Module):
         """
         raise NotImplementedError(f"{type(self).__name__} must define loss()")
 
+    def flops(self, forward: float, head: float, scored: int) -> float:
+        """Returns the FLOPs of a step that this objective adds to forward and backward of the network's blocks.
+
+        By default those of the output head at what is scored; an objective with passes or networks of its own adds
+        them.
+
+        Args:
+            forward: FLOPs of one forward pass of the blocks over the step's sequences.
+            head: FLOPs of the output head for one row, forward.
+            scored: items of the additive terms.
+        """
+        return 3.0 * head * scored
+
     def after_step(self, model: Architecture, step: int) -> None:
         """Called after every optimizer step, for example to move an averaged teacher."""

@@ -8,7 +8,7 @@ from protloom.errors import UserError
 from protloom.settings import ScheduleConfig
 
 
-def factor(config: ScheduleConfig, step: int, total: int) -> float:
+def factor(config: ScheduleConfig, step: int, total: int, *, share: float | None = None) -> float:
     """Returns the factor on the peak learning rate at a step.
 
     Args:
@@ -18,6 +18,8 @@ def factor(config: ScheduleConfig, step: int, total: int) -> float:
             fraction; ``wsd`` (warm-up, stable, decay) stays at 1 and falls linearly over the last ``decay_steps``.
         step: optimizer step, from 0.
         total: optimizer steps of the run.
+        share: of the run that is behind, where it ends by time, tokens or FLOPs: forms that fall towards the last step
+            then fall with it, and ``wsd`` decays over the last tenth.
     """
     warmup, final = config.warmup_steps, config.final_fraction
     if step < warmup:
@@ -28,8 +30,9 @@ def factor(config: ScheduleConfig, step: int, total: int) -> float:
         return max(final, math.sqrt(max(warmup, 1) / max(step, 1, warmup)))
     if config.name == "wsd":
         decay = config.decay_steps or max(1, total // 10)
-        return 1.0 - (1.0 - final) * _progress(step, total - decay, total)
-    done = _progress(step, warmup, total)
+        done = _progress(step, total - decay, total) if share is None else max(0.0, 10.0 * share - 9.0)
+        return 1.0 - (1.0 - final) * done
+    done = _progress(step, warmup, total) if share is None else share
     if config.name == "cosine":
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * done))
     return 1.0 - (1.0 - final) * done

@@ -73,6 +73,9 @@ class TrainerConfig(Section):
     """The training loop."""
 
     steps: int = Field(default=1000, ge=1, description="Optimizer steps")
+    max_seconds: float | None = Field(default=None, gt=0, description="Stop earlier: seconds of training steps alone")
+    max_tokens: int | None = Field(default=None, ge=1, description="Stop earlier: tokens read")
+    max_flops: float | None = Field(default=None, gt=0, description="Stop earlier: estimated FLOPs")
     tokens_per_step: int = Field(default=16384, ge=1, description="Tokens of a step, all ranks together")
     tokens_per_microbatch: int | None = Field(default=None, ge=1, description="Tokens at once (memory only)")
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 where it is fast")

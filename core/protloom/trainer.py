@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from protloom import checkpoint, collapse, schedules
+from protloom import budget, checkpoint, collapse, schedules
+from protloom.budget import Amount, Spent
 from protloom.checkpoint import TrainState
 from protloom.contracts import StepContext
 from protloom.data.loader import Loader
@@ -26,7 +27,7 @@ from protloom.stopping import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from protloom.assembly import Assembly
-    from protloom.mixture import HostBatch, TermKey
+    from protloom.mixture import HostBatch, Member, TermKey
 
 
 LEAST_GAP = 50
@@ -40,6 +41,21 @@ class Stepped(NamedTuple):
     metrics: Mapping[tuple[str, str], tuple[Tensor, Tensor]]
     norm: Tensor
     finite: bool
+
+
+@dataclass
+class Agreed:
+    """What all processes agree on before a step.
+
+    Attributes:
+        divisors: count of every term over micro-batches and processes.
+        share: of the run that is behind.
+        end: why no further step is done: ``budget``, ``pause`` or ``signal``; None to go on.
+    """
+
+    divisors: Mapping[TermKey, float]
+    share: float
+    end: str | None
 
 
 @dataclass
@@ -60,11 +76,13 @@ class Trainer:
         run: network, objectives, optimizer, data: see :mod:`protloom.assembly`.
         run_dir: the run folder.
         state: where to start; replaced as the run goes on.
+        pause: end this sitting, not the run, once so much is done.
     """
 
     run: Assembly
     run_dir: Path
     state: TrainState
+    pause: Amount | None = None
     _window: Window = field(default_factory=Window)
     _bad_in_a_row: int = 0
     _saved: int = -1
@@ -78,34 +96,33 @@ class Trainer:
         """
         run, config = self.run, self.run.settings.trainer
         self._peak = matmul_peak(run.world.device, run.precision or torch.float32) if run.world.main else 1.0
-        self._flops = FlopCounter(run.model, len(run.tokenizer.vocab))
+        self._flops = FlopCounter(run.model)
         self._rng = CounterRNG(run.settings.seed, "step")
         self._saved = self.state.step
         first = self.state.step
         if first:
             self._retain()  # a kill may have come between writing the checkpoint and this
         log = self._open_log()
-        progress = Progress(config.steps, done=first, quiet=not run.world.main)
+        open_ended = bool(budget.limits(config))
+        progress = Progress(
+            None if open_ended else config.steps, done=first, share=self._share(), quiet=not run.world.main
+        )
         loader = Loader(run.host_step, threads=run.settings.data.threads, start=first, stop=config.steps)
         try:
             with loader, stop_on_signals(quiet=not run.world.main) as stop:
-                if run.validator is not None and first == 0:
+                if first == 0:
                     self._validate(log, progress)
                 for step, batches in loader:
-                    divisors, stopping = self._agree(batches, stop)
-                    self._train_step(step, batches, divisors, log, progress)
-                    progress.advance(self.state.step)
-                    if run.validator is not None and self._due(
-                        config.validate_every or max(LEAST_GAP, -(-config.steps // 10))
-                    ):
-                        self._validate(log, progress)
-                    if stopping or self._due(config.checkpoint_every or config.steps):
-                        self._save()
-                    if stopping and self.state.step < config.steps:
-                        progress.note(
-                            f"stopped after step {self.state.step}: go on with  protloom resume {self.run_dir}"
-                        )
+                    agreed = self._agree(batches, stop)
+                    if agreed.end is not None:
+                        self._stop(agreed.end, log, progress)
                         break
+                    self._train_step(step, batches, agreed, log, progress)
+                    progress.advance(self.state.step, self._share())
+                    if self._due(config.validate_every or max(LEAST_GAP, -(-config.steps // 10))):
+                        self._validate(log, progress)
+                    if self._due(config.checkpoint_every or config.steps):
+                        self._save()
         finally:
             progress.close()
             if log is not None:
@@ -114,25 +131,50 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------- one step
 
-    def _agree(self, batches: Sequence[HostBatch], stop: StopRequest) -> tuple[dict[TermKey, float], bool]:
-        """Adds the counts of every micro-batch and rank, and lets all ranks agree whether to stop."""
+    def _agree(self, batches: Sequence[HostBatch], stop: StopRequest) -> Agreed:
+        """Adds the counts of every micro-batch and rank, and lets all ranks agree on the time and whether to stop."""
+        run = self.run
         keys = sorted({key for batch in batches for key in batch.counts})
         numbers = [float(sum(batch.counts.get(key, 0) for batch in batches)) for key in keys]
-        *totals, asked = self.run.world.sum_numbers([*numbers, float(stop.name is not None)])
-        return dict(zip(keys, totals, strict=True)), asked > 0
+        # clocks differ: that of the main process counts
+        ended = budget.ended(run.settings.trainer, self._spent())
+        paused = self.pause is not None and self.pause.reached(self._spent())
+        clock = [float(ended), float(paused), self._share()] if run.world.main else [0.0, 0.0, 0.0]
+        *totals, over, pausing, share, asked = run.world.sum_numbers([*numbers, *clock, float(stop.name is not None)])
+        reasons = {"budget": over > 0, "pause": pausing > 0, "signal": asked > 0}
+        end = next((name for name, holds in reasons.items() if holds), None)
+        return Agreed(dict(zip(keys, totals, strict=True)), share, end)
+
+    def _stop(self, reason: str, log: MetricLog | None, progress: Progress) -> None:
+        """Ends the sitting before the next step: validates if the run is over, and saves."""
+        if reason == "budget" and self.state.validated != self.state.step:
+            self._validate(log, progress)
+        self._save()
+        if reason != "budget":
+            word = "paused" if reason == "pause" else "stopped"
+            progress.note(f"{word} after step {self.state.step}: go on with  protloom resume {self.run_dir}")
+
+    def _spent(self) -> Spent:
+        """Returns what the run has used so far, the steps since the last logged line included."""
+        state, window = self.state, self._window
+        return Spent(state.step, state.seconds + window.seconds, state.tokens, state.flops + window.flops)
+
+    def _share(self) -> float:
+        return budget.share(self.run.settings.trainer, self._spent())
 
     def _train_step(
         self,
         step: int,
         batches: Sequence[HostBatch],
-        divisors: Mapping[TermKey, float],
+        agreed: Agreed,
         log: MetricLog | None,
         progress: Progress,
     ) -> None:
-        run, config = self.run, self.run.settings.trainer
+        run, config, divisors = self.run, self.run.settings.trainer, agreed.divisors
         begin = time.perf_counter()
         weights = run.mixture.weights(step)
-        rate = run.peak_rate * schedules.factor(run.settings.schedule, step, config.steps)
+        share = agreed.share if budget.limits(config) else None
+        rate = run.peak_rate * schedules.factor(run.settings.schedule, step, config.steps, share=share)
         stepped = self._optimize(step, batches, weights, divisors, rate)
         tokens = self._count(batches, divisors)
         self._window.seconds += time.perf_counter() - begin
@@ -146,7 +188,7 @@ class Trainer:
             record = self._record(stepped, weights, divisors, rate)
             if log is not None:
                 log.write(record)
-                progress.update(self.state.step, cast(Any, record))
+                progress.update(self.state.step, cast(Any, record), self._share())
                 self._watch(record, progress)
         self._guard(stepped, step, batches, weights, divisors, progress)
 
@@ -201,8 +243,12 @@ class Trainer:
 
     def _count(self, batches: Sequence[HostBatch], divisors: Mapping[TermKey, float]) -> int:
         """Adds tokens and FLOPs of a step, on all ranks together (estimated from this rank's share of the lengths)."""
+        run = self.run
         lengths = [n for b in batches for s in b.shares for n in (s.inputs.cu[1:] - s.inputs.cu[:-1]).tolist()]
-        scored = sum(sum(b.counts.values()) for b in batches)
+        scored = [
+            (m.objective, sum(b.counts.get((m.alias, t), 0) for b in batches for t in m.objective.terms if _adds(m, t)))
+            for m in run.mixture.members
+        ]
         streams = [p for b in batches for s in b.shares for p in (s.inputs, s.decoder) if p is not None]
         real = sum(int(packed.cu[-1]) for packed in streams)
         numbers = [float(sum(b.tokens for b in batches)), float(real), self._flops.step(lengths, scored)]
@@ -321,7 +367,8 @@ class Trainer:
 
     def _validate(self, log: MetricLog | None, progress: Progress) -> None:
         run = self.run
-        assert run.validator is not None
+        if run.validator is None:
+            return
         # every term counts, also one that starts later
         results = run.validator.run(run.wrapped, run.mixture.final_weights())
         wanted = run.settings.trainer.best_metric
@@ -396,6 +443,10 @@ def _device_memory(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_memory()
+
+
+def _adds(member: Member, term: str) -> bool:
+    return member.objective.terms[term].additive
 
 
 def _alone(x: Tensor) -> Tensor:

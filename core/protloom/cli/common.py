@@ -47,6 +47,15 @@ def json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def pause_option(parser: argparse.ArgumentParser) -> None:
+    """Declares ``--pause-at``."""
+    parser.add_argument(
+        "--pause-at",
+        metavar="UNIT=NUMBER",
+        help="save and stop once so much is done, for 'resume' to go on: seconds, steps, tokens or flops",
+    )
+
+
 def example(parser: argparse.ArgumentParser, *lines: str) -> None:
     """Sets the examples that ``--help`` ends with, a line each."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli.common import example, registry, warn
+from protloom.cli.common import example, pause_option, registry, warn
 
 if TYPE_CHECKING:
     from protloom.config import ResolvedRun
@@ -25,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", metavar="NAME[:SIZE]", help="architecture, e.g. esm2:8M")
     parser.add_argument("--init", metavar="WEIGHTS", help="start from a run, a folder, a file or a hub id")
     parser.add_argument("--out", metavar="DIR", help="run folder (new)")
+    pause_option(parser)
     example(
         parser,
         "protloom train --data proteins.fasta --arch esm2:8M trainer.steps=300 objective.mask_rate=0.2",
@@ -36,7 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains, and returns 0 when the run ended as it should."""
     from protloom import config, run_folder
+    from protloom.budget import Amount
 
+    pause = Amount.parse(args.pause_at) if args.pause_at else None
     known = registry(args)
     path, overrides = _split(args)
     base: dict[str, Any] = {}
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_missing(resolved, known)
     from protloom import launch  # PyTorch takes seconds: not before a mistake is told
 
-    return report(launch.start(resolved, known))
+    return report(launch.start(resolved, known, pause=pause))
 
 
 def _refuse_missing(resolved: ResolvedRun, known: Registry) -> None:

@@ -84,6 +84,7 @@ class Jepa(Objective):
         self.student_layer = _layer(config.student_layer, network.depth, "student_layer")
         self.target_layer = _layer(config.target.layer, network.depth, "target.layer")
         self.scored_as = f"layer {self.target_layer}"
+        self._depth = network.depth
         self.predictor = Predictor(network.width, config.predictor, build.ops.gated_mlp)
         self.teacher: nn.Module | None = None
         if config.target.network == "ema":
@@ -187,6 +188,11 @@ class Jepa(Objective):
             if config.name == "visreg":
                 return regularisers.visreg(rows, axes, all_gather=ctx.all_gather)
             return regularisers.sigreg(rows, axes, scale_by_n=config.scale_by_n, all_sum=ctx.all_sum)
+
+    def flops(self, forward: float, head: float, scored: int) -> float:
+        """Adds the blocks of the clean pass, forward only, and the predictor; the output head is not used."""
+        weights = sum(p.numel() for p in self.predictor.parameters())
+        return forward * self.target_layer / self._depth + 6.0 * weights * scored
 
     # ------------------------------------------------------------------------------------------------ the teacher
 
