@@ -9,7 +9,7 @@ feed-forward layers, no biases anywhere, and an output head of its own. Released
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 from protloom.contracts import BuildContext, Encoded, Offsets
 from protloom.errors import UserError
 from protloom_plugins.architectures.ankh_cache import AnkhCache, BlockCache
-from protloom_plugins.architectures.ankh_layers import Attention, GatedMLP, Norm, Projection, relative_buckets
+from protloom_plugins.architectures.ankh_layers import Attention, relative_buckets
+from protloom_plugins.architectures.encoding import last_layer, recomputes, run_blocks
+from protloom_plugins.architectures.gated_layers import GatedMLP, Projection, RMSNorm
 
 if TYPE_CHECKING:
     from protloom.ops import Ops
@@ -52,10 +54,10 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: AnkhConfig, ops: Ops) -> None:
         super().__init__()
-        self.attention_norm = Norm(config.width, config.norm_eps, ops)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps, ops)
         self.attention = Attention(config, ops)
-        self.mlp_norm = Norm(config.width, config.norm_eps, ops)
-        self.mlp = GatedMLP(config, ops)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps, ops)
+        self.mlp = GatedMLP(config.width, config.inner, config.activation, ops)
 
     def forward(self, x: Tensor, shared: Shared) -> tuple[Tensor, list[Tensor]]:
         """Maps ``[T, D]`` to ``[T, D]``, and gives each sequence's ``[H, L, L]`` attention if it is asked for."""
@@ -70,12 +72,12 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: AnkhConfig, ops: Ops) -> None:
         super().__init__()
-        self.attention_norm = Norm(config.width, config.norm_eps, ops)
+        self.attention_norm = RMSNorm(config.width, config.norm_eps, ops)
         self.attention = Attention(config, ops)
-        self.cross_norm = Norm(config.width, config.norm_eps, ops)
+        self.cross_norm = RMSNorm(config.width, config.norm_eps, ops)
         self.cross = Attention(config, ops)
-        self.mlp_norm = Norm(config.width, config.norm_eps, ops)
-        self.mlp = GatedMLP(config, ops)
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps, ops)
+        self.mlp = GatedMLP(config.width, config.inner, config.activation, ops)
 
     def forward(self, x: Tensor, memory: Tensor, shared: Shared) -> Tensor:
         """Maps ``[T, D]`` to ``[T, D]``; ``memory`` ``[M, D]`` is what the encoder made."""
@@ -130,9 +132,9 @@ class Ankh(nn.Module):
         self.encoder_bias = nn.Parameter(torch.empty(config.buckets, config.heads))
         self.decoder_bias = nn.Parameter(torch.empty(config.buckets, config.heads))
         self.encoder_blocks = nn.ModuleList(EncoderBlock(config, build.ops) for _ in range(config.layers))
-        self.encoder_norm = Norm(config.width, config.norm_eps, build.ops)
+        self.encoder_norm = RMSNorm(config.width, config.norm_eps, build.ops)
         self.decoder_blocks = nn.ModuleList(DecoderBlock(config, build.ops) for _ in range(config.decoder_layers))
-        self.decoder_norm = Norm(config.width, config.norm_eps, build.ops)
+        self.decoder_norm = RMSNorm(config.width, config.norm_eps, build.ops)
         self.head = Projection(config.width, vocabulary)
         self.initialise()
 
@@ -166,22 +168,16 @@ class Ankh(nn.Module):
             ValueError: if a layer is asked for that does not exist or lies beyond ``stop_at``.
             UserError: in fp16.
         """
-        last = _checked(layers, self.depth, stop_at)
-        x = self._embed(tokens)
-        shared = Shared(cu, self._bias(self.encoder_bias, cu.longest, both=True), cu, attentions)
-        kept = {0: x} if 0 in layers else {}
-        maps: list[list[Tensor]] = []
-        recompute = self._recomputes()
-        for number, block in enumerate(self.encoder_blocks[:last], start=1):
-            x, found = checkpoint(block, x, shared, use_reentrant=False) if recompute else block(x, shared)
-            maps.append(found)
-            if number in layers and number < self.depth:
-                kept[number] = x
-        if last == self.depth:
-            x = self.encoder_norm(x)
-        if last in layers:
-            kept[last] = x
-        return Encoded(x, kept, _stack_maps(maps, cu, self.heads, x) if attentions else None)
+        return run_blocks(
+            self._embed(tokens),
+            self.encoder_blocks,
+            self.encoder_norm,
+            Shared(cu, self._bias(self.encoder_bias, cu.longest, both=True), cu, attentions),
+            layers=layers,
+            stop_at=stop_at,
+            heads=self.heads,
+            recompute=recomputes(self, self.activation_checkpointing),
+        )
 
     def decode(
         self,
@@ -209,7 +205,7 @@ class Ankh(nn.Module):
             UserError: in fp16.
         """
         depth = self.config.decoder_layers
-        _checked(layers, depth, None)
+        last_layer(layers, depth, None)
         if cache is not None:
             return self._continue(tokens, cu, layers, cache)
         if cu.n != memory_cu.n:
@@ -217,7 +213,7 @@ class Ankh(nn.Module):
         x = self._embed(tokens)
         shared = Shared(cu, self._bias(self.decoder_bias, cu.longest, both=False), memory_cu)
         kept = {0: x} if 0 in layers else {}
-        recompute = self._recomputes()
+        recompute = recomputes(self, self.activation_checkpointing)
         for number, block in enumerate(self.decoder_blocks, start=1):
             x = checkpoint(block, x, memory, shared, use_reentrant=False) if recompute else block(x, memory, shared)
             if number in layers and number < depth:
@@ -263,9 +259,6 @@ class Ankh(nn.Module):
             kept[self.config.decoder_layers] = last
         return Encoded(last, kept)
 
-    def _recomputes(self) -> bool:
-        return self.activation_checkpointing and self.training and torch.is_grad_enabled()
-
     def _embed(self, tokens: Tensor) -> Tensor:
         """Looks tokens up ``[T, D]``."""
         x = F.embedding(tokens, self.embedding.weight)
@@ -305,18 +298,3 @@ def initial_std(name: str, config: AnkhConfig) -> float | None:
     else:  # keys, values, gate, up, relative positions, a scaled head
         square = 1.0 / width
     return config.init_factor * math.sqrt(square)
-
-
-def _checked(layers: Iterable[int], depth: int, stop_at: int | None) -> int:
-    """Returns the number of the last state; raises ValueError where a layer lies outside."""
-    last = depth if stop_at is None else stop_at
-    if not 0 <= last <= depth or any(not 0 <= number <= last for number in layers):
-        raise ValueError(f"layers {tuple(layers)} and stop_at {stop_at} must lie within 0 … {depth}")
-    return last
-
-
-def _stack_maps(maps: Sequence[Sequence[Tensor]], cu: Offsets, heads: int, like: Tensor) -> list[Tensor]:
-    """Turns maps by block into ``[blocks, heads, L, L]`` by sequence."""
-    if not maps:
-        return [like.new_zeros(0, heads, length, length, dtype=torch.float32) for length in cu.lengths]
-    return [torch.stack([block[i] for block in maps]) for i in range(cu.n)]

@@ -1,4 +1,4 @@
-"""The layers of ``ankh``: RMS norm, unscaled attention with a bias by relative position, gated feed-forward layer."""
+"""The attention of ``ankh``: unscaled, with a bias by relative position."""
 
 from __future__ import annotations
 
@@ -6,41 +6,15 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from protloom.contracts import Offsets
+from protloom_plugins.architectures.gated_layers import Projection
 from protloom_plugins.kernels.reference import bias_matrix
 
 if TYPE_CHECKING:
     from protloom.ops import Ops
     from protloom_plugins.architectures.ankh_config import AnkhConfig
-
-
-class Norm(nn.Module):
-    """An RMS norm whose arithmetic comes from the run's kernels."""
-
-    def __init__(self, width: int, eps: float, ops: Ops) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
-        self.eps = eps
-        self.ops = ops
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises ``[..., D]``."""
-        return self.ops.rms_norm(x, self.weight, eps=self.eps)
-
-
-class Projection(nn.Module):
-    """A matrix without bias, left uninitialised: :meth:`Ankh.initialise` draws it once, not twice."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[..., inputs]`` to ``[..., outputs]``."""
-        return F.linear(x, self.weight)
 
 
 class Attention(nn.Module):
@@ -96,23 +70,6 @@ class Attention(nn.Module):
         weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
         out: Tensor = self.out((weights.to(values.dtype) @ values).transpose(1, 2).flatten(-2))
         return out
-
-
-class GatedMLP(nn.Module):
-    """down(activation(gate(x)) ⊙ up(x))."""
-
-    def __init__(self, config: AnkhConfig, ops: Ops) -> None:
-        super().__init__()
-        self.gate = Projection(config.width, config.inner)
-        self.up = Projection(config.width, config.inner)
-        self.down = Projection(config.inner, config.width)
-        self.activation = config.activation
-        self.ops = ops
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[..., D]`` to ``[..., D]``."""
-        weights = self.gate.weight, self.up.weight, self.down.weight
-        return self.ops.gated_mlp(x, *weights, activation=self.activation)
 
 
 def relative_buckets(distance: Tensor, buckets: int, max_distance: int, *, both: bool) -> Tensor:

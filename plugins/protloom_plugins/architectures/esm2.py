@@ -9,38 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from protloom.contracts import BuildContext, Encoded, Offsets
+from protloom_plugins.architectures.encoding import recomputes, run_blocks, sequence_of_tokens
+from protloom_plugins.architectures.rotary import Shared, rotary_attention, rotary_frequencies, rotary_pass
 
 if TYPE_CHECKING:
     from protloom.ops import Ops
     from protloom_plugins.architectures.esm2_config import Esm2Config
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the blocks of one pass share.
-
-    A data class, not a tuple: FSDP2 casts every tensor it finds in a block's arguments, and bf16 angles would be wrong.
-
-    Attributes:
-        cu: offsets of the sequences.
-        cos: ``[T, d/2]`` of the rotary angles.
-        sin: ``[T, d/2]``.
-        attentions: whether blocks return their attention maps.
-    """
-
-    cu: Offsets
-    cos: Tensor
-    sin: Tensor
-    attentions: bool
 
 
 class Norm(nn.Module):
@@ -64,7 +45,7 @@ class Block(nn.Module):
     def __init__(self, config: Esm2Config, ops: Ops) -> None:
         super().__init__()
         width, inner = config.width, config.width * config.ffn_multiple
-        self.heads, self.head_size = config.heads, width // config.heads
+        self.heads = config.heads
         self.ops = ops
         self.attention_norm = Norm(width, config.norm_eps, ops)
         self.qkv = nn.Linear(width, 3 * width)  # rows: queries, keys, values
@@ -75,23 +56,10 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, shared: Shared) -> tuple[Tensor, list[Tensor]]:
         """Maps ``[T, D]`` to ``[T, D]``, and gives each sequence's ``[heads, L, L]`` attention if it is asked for."""
-        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, self.head_size))
-        turned = self.ops.rotary(qkv[:, :2].flatten(1, 2), shared.cos, shared.sin)  # [T, 2H, d]
-        q, k = turned.unflatten(1, (2, self.heads)).unbind(1)
         # the rotation is linear, so scaling the scores equals ESM-2's scaling of the queries before it
-        scale = self.head_size**-0.5
-        mixed = self.ops.attention(q, k, qkv[:, 2], shared.cu, shared.cu, scale=scale)
-        maps = attention_maps(q, k, shared.cu, scale) if shared.attentions else []
-        x = x + self.attention_out(mixed.reshape(x.shape))
+        mixed, maps = rotary_attention(self.qkv(self.attention_norm(x)), self.heads, shared, self.ops)
+        x = x + self.attention_out(mixed)
         return x + self.mlp_out(self.ops.gelu(self.mlp_in(self.mlp_norm(x)))), maps
-
-
-def attention_maps(q: Tensor, k: Tensor, cu: Offsets, scale: float) -> list[Tensor]:
-    """Returns the attention probabilities within each sequence, ``[H, L, L]`` in fp32, from ``[T, H, d]``."""
-    return [
-        torch.softmax((left.transpose(0, 1) @ right.permute(1, 2, 0)).float() * scale, dim=-1)
-        for left, right in zip(q.split(cu.lengths), k.split(cu.lengths), strict=True)
-    ]
 
 
 class Head(nn.Module):
@@ -174,25 +142,17 @@ class Esm2(nn.Module):
         Raises:
             ValueError: if a layer is asked for that does not exist or lies beyond ``stop_at``.
         """
-        last = self.depth if stop_at is None else stop_at
-        if not 0 <= last <= self.depth or any(not 0 <= number <= last for number in layers):
-            raise ValueError(f"layers {tuple(layers)} and stop_at {stop_at} must lie within 0 … {self.depth}")
-        sequence = _sequence_of_tokens(cu)  # [T]
-        x = self._embed(tokens, cu, sequence)
-        shared = self._shared(cu, sequence, attentions)
-        kept = {0: x} if 0 in layers else {}
-        maps: list[list[Tensor]] = []
-        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
-        for number, block in enumerate(self.blocks[:last], start=1):
-            x, found = checkpoint(block, x, shared, use_reentrant=False) if recompute else block(x, shared)
-            maps.append(found)
-            if number in layers and number < self.depth:
-                kept[number] = x
-        if last == self.depth:
-            x = self.final_norm(x)
-        if last in layers:
-            kept[last] = x
-        return Encoded(x, kept, _stack_maps(maps, cu, self.heads, x) if attentions else None)
+        sequence = sequence_of_tokens(cu)  # [T]
+        return run_blocks(
+            self._embed(tokens, cu, sequence),
+            self.blocks,
+            self.final_norm,
+            rotary_pass(cu, sequence, self._frequencies(cu.cu.device), attentions=attentions),
+            layers=layers,
+            stop_at=stop_at,
+            heads=self.heads,
+            recompute=recomputes(self, self.activation_checkpointing),
+        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Maps final states ``[M, D]`` to ``[M, vocabulary]``."""
@@ -245,29 +205,8 @@ class Esm2(nn.Module):
         factor = (1.0 - self.config.train_mask_ratio) / kept  # [n]
         return x * factor[sequence].masked_fill(masked, 0.0).to(x.dtype).unsqueeze(1)
 
-    def _shared(self, cu: Offsets, sequence: Tensor, attentions: bool) -> Shared:
-        """Computes cosines and sines once a pass; positions restart at every sequence."""
-        size = self.width // self.heads
-        device = cu.cu.device
-        # computed, not kept as a buffer: a network built on the meta device has nothing to restore
-        exponents = torch.arange(0, size, 2, dtype=torch.float32, device=device) / size
-        frequencies = 1.0 / self.config.rope_base**exponents  # [d/2]
-        if self.config.rope_precision == "fp16":
-            frequencies = frequencies.half().float()
-        within = torch.arange(cu.total, device=device) - cu.cu[:-1][sequence]  # [T]
-        angles = within.to(torch.float32).unsqueeze(1) * frequencies
+    def _frequencies(self, device: torch.device) -> Tensor:
+        """Returns the rotary frequencies ``[d/2]``."""
         dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
-        return Shared(cu, angles.cos().to(dtype), angles.sin().to(dtype), attentions)
-
-
-def _sequence_of_tokens(cu: Offsets) -> Tensor:
-    """Returns ``[T]`` the number of the sequence that each token belongs to, without asking the device for sizes."""
-    numbers = torch.arange(cu.n, device=cu.cu.device)
-    return torch.repeat_interleave(numbers, cu.cu.diff(), output_size=cu.total)
-
-
-def _stack_maps(maps: Sequence[Sequence[Tensor]], cu: Offsets, heads: int, like: Tensor) -> list[Tensor]:
-    """Turns maps by block into ``[blocks, heads, L, L]`` by sequence."""
-    if not maps:
-        return [like.new_zeros(0, heads, length, length, dtype=torch.float32) for length in cu.lengths]
-    return [torch.stack([block[i] for block in maps]) for i in range(cu.n)]
+        exact = rotary_frequencies(self.width // self.heads, self.config.rope_base, dtype=dtype, device=device)
+        return exact.half().to(dtype) if self.config.rope_precision == "fp16" else exact

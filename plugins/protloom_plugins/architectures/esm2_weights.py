@@ -20,6 +20,7 @@ from protloom.contracts import BuildContext, ImportedWeights
 from protloom.errors import UserError
 from protloom_plugins.architectures.esm2_config import Esm2Config
 from protloom_plugins.architectures.esm2_files import tokenizer_files, transformers_config
+from protloom_plugins.architectures.rotary import rotary_frequencies
 from protloom_plugins.architectures.tensor_files import load_tensors, load_torch
 from protloom_plugins.tokenizers.esm import VOCAB, EsmTokenizer, EsmTokenizerConfig
 
@@ -117,17 +118,16 @@ class Esm2Weights:
         for own, names in TRANSFORMERS.sources(config).items():
             for name, part in zip(names, state[own].chunk(len(names)), strict=True):
                 tensors[name if name.startswith("lm_head.") else f"esm.{name}"] = part.contiguous()
-        frequencies = rotary_frequencies(config)
+        frequencies = stored_frequencies(config)
         for i in range(config.layers):
             tensors[f"esm.encoder.layer.{i}.attention.self.rotary_embeddings.inv_freq"] = frequencies.clone()
         return transformers_config(config, tokenizer), tensors, tokenizer_files(tokenizer)
 
 
-def rotary_frequencies(config: Esm2Config) -> Tensor:
+def stored_frequencies(config: Esm2Config) -> Tensor:
     """Returns the rotary frequencies ``[d/2]`` that the network uses, in fp32."""
-    size = config.width // config.heads
-    frequencies = 1.0 / config.rope_base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
-    return frequencies.half().float() if config.rope_precision == "fp16" else frequencies
+    exact = rotary_frequencies(config.width // config.heads, config.rope_base)
+    return exact.half().float() if config.rope_precision == "fp16" else exact
 
 
 # ------------------------------------------------------------------------------------------------------- fair-esm
@@ -281,8 +281,8 @@ def _rope_precision(frequencies: Tensor | None, base: float, file: Path) -> str:
     """Tells how the stored rotary frequencies were rounded; fair-esm and transformers use them as they are stored."""
     if frequencies is None:
         return "fp32"
-    stored, size = frequencies.float(), 2 * frequencies.numel()
-    exact = 1.0 / base ** (torch.arange(0, size, 2, dtype=torch.float32) / size)
+    stored = frequencies.float()
+    exact = rotary_frequencies(2 * frequencies.numel(), base)
     if torch.allclose(stored, exact, rtol=1e-6, atol=0):
         return "fp32"
     if torch.equal(stored, exact.half().float()):
