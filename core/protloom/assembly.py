@@ -144,7 +144,7 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
     cropping = {
         "specials": len(tokenizer.prefix) + len(tokenizer.suffix),
         "max_length": settings.data.max_length,
-        "min_length": settings.data.min_length,
+        "min_length": max(settings.data.min_length, *(m.objective.least_residues for m in objectives)),
     }
     sampler = Sampler(
         stores,
@@ -309,8 +309,9 @@ def _validator(
     if held_out.members.n == 0:
         if data.validation is not None:
             raise UserError(
-                f"data.validation: {data.validation} has no sequence of at least data.min_length={data.min_length} "
-                "residues: name another corpus, or none to hold out a share of data.corpus"
+                f"data.validation: {data.validation} has no sequence of at least {cropping['min_length']} residues "
+                "(data.min_length, or what the objective needs): name another corpus, or none to hold out a share of "
+                "data.corpus"
             )
         return None
     # windows of validation sequences must not move with the run's seed

@@ -135,6 +135,7 @@ class _Hdf5:
         self._text_type = h5py.h5t.py_create(self._text, logical=True)
         self._one = h5py.h5s.create(h5py.h5s.SCALAR)
         self._written, self._since = 0, time.monotonic()
+        self.committed = False
 
     def holds(self, sequence: str) -> bool:
         return sequence_key(sequence) in self._file
@@ -157,6 +158,7 @@ class _Hdf5:
         if self._written >= COMMIT_BYTES or time.monotonic() - self._since >= COMMIT_SECONDS:
             self._file.flush()
             self._journal.commit()
+            self.committed = True
             self._written, self._since = 0, time.monotonic()
 
     def _create(self, key: str, array: F32, name: str) -> None:
@@ -175,25 +177,67 @@ class _Hdf5:
 def _hdf5(path: Path, settings: Mapping[str, Any], width: int, pooled: bool, overwrite: bool) -> Iterator[_Hdf5]:
     h5py = _need("h5py", path)
     with _explained(path):
-        if overwrite or not path.exists():
-            with _beside(path) as part:
-                journal_of(path).unlink(missing_ok=True)
-                # 1.8 (2008): earlier formats keep no order and no long attributes, later ones mark a file in use
-                with h5py.File(part, "w", libver=("v108", "v108"), track_order=True) as file:
-                    file.attrs["protloom"] = json.dumps(dict(settings), sort_keys=True)
-        journal = JournaledFile(path)
+        if not overwrite and path.exists():
+            with _continued(h5py, path, settings) as embeddings:
+                yield embeddings
+            return
+        with _replaced(path) as wanted:
+            _begin(h5py, path, settings)
+            with _continued(h5py, path, settings) as embeddings:
+                try:
+                    yield embeddings
+                finally:
+                    wanted.append(embeddings.committed)
+
+
+def _begin(h5py: ModuleType, path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes a file without embeddings."""
+    # 1.8 (2008): earlier formats keep no order and no long attributes, later ones mark a file in use
+    with _beside(path) as part, h5py.File(part, "w", libver=("v108", "v108"), track_order=True) as file:
+        file.attrs["protloom"] = json.dumps(dict(settings), sort_keys=True)
+
+
+@contextmanager
+def _continued(h5py: ModuleType, path: Path, settings: Mapping[str, Any]) -> Iterator[_Hdf5]:
+    """Opens a file that this module wrote, to add to it."""
+    journal = JournaledFile(path)
+    try:
+        _check_settings(h5py, journal, path, settings)
+        journal.seek(0)
         try:
-            _check_settings(h5py, journal, path, settings)
-            journal.seek(0)
-            try:
-                with h5py.File(journal, "r+", libver=("v108", "v108")) as file:
-                    yield _Hdf5(h5py, file, journal)
-                journal.commit()
-            except OSError as error:
-                kept = "what was there before and what was committed since is kept"
-                raise UserError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
-        finally:
-            journal.close()
+            with h5py.File(journal, "r+", libver=("v108", "v108")) as file:
+                yield _Hdf5(h5py, file, journal)
+            journal.commit()
+        except OSError as error:
+            kept = "what was there before and what was committed since is kept"
+            raise UserError(f"cannot write {path}: {error.strerror or error}; {kept}") from error
+    finally:
+        journal.close()
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[list[bool]]:
+    """Puts a file aside while a new one is begun; puts it back if that fails before anything worth keeping is in it.
+
+    Yields:
+        A list whose last element tells whether the new file holds anything to go on from.
+    """
+    aside = path.with_name(f".{path.name}.old")
+    wanted: list[bool] = []
+    if path.exists():
+        path.replace(aside)
+    journal_of(path).unlink(missing_ok=True)
+    try:
+        yield wanted
+    except BaseException:
+        if not any(wanted):
+            for leftover in (path, journal_of(path)):
+                leftover.unlink(missing_ok=True)
+            if aside.exists():
+                aside.replace(path)
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _check_settings(h5py: ModuleType, journal: JournaledFile, path: Path, settings: Mapping[str, Any]) -> None:

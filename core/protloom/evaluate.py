@@ -15,7 +15,7 @@ from protloom.rng import CounterRNG
 from protloom.step import to_device
 
 if TYPE_CHECKING:
-    from protloom.contracts import Tokenizer
+    from protloom.contracts import Term, Tokenizer
     from protloom.distributed import World
     from protloom.mixture import Mixture
 
@@ -39,6 +39,7 @@ class Validator:
         self._rng = CounterRNG(seed, "validation-loss")
         self._vocabulary = len(tokenizer.vocab)
         self._residues = residue_ids(tokenizer)
+        self._terms = {m.alias: m.objective.terms for m in mixture.members}
         # corrupted once: the masks are the same at every validation
         self._prepared = {
             m.alias: [mixture.prepare_validation(batch, m.alias) for batch in batches] for m in mixture.members
@@ -50,9 +51,9 @@ class Validator:
 
         ``loss`` is the weighted sum of all terms' means. Each objective has the mean of every term
         (``loss/ALIAS``, or ``loss/ALIAS.TERM`` for several) and of every metric that it gives. Where its array
-        ``targets`` tells which tokens are asked for there is ``unigram_entropy``, of the residues among them: what a
-        model that knows nothing but how common each residue is would score at best. Where one term counts just
-        the targets there are also ``scored``, their number, and ``perplexity`` = exp(mean nats per scored token).
+        ``targets`` tells which tokens are asked for there are ``scored``, their number, ``scored_residues``, and
+        ``unigram_entropy`` of the residues among them: what a model that knows nothing but how common each residue is
+        would score at best. A term in nats has ``perplexity`` = exp(mean nats per scored item).
         """
         was_training = module.training
         module.eval()
@@ -61,24 +62,24 @@ class Validator:
         for alias in self._prepared:
             sums = self._score(module, alias)
             results |= {f"validation/{name}/{alias}": value for name, value in sums.metrics.items()}
+            terms = self._terms[alias]
             for term, mean in sums.means.items():
-                name = alias if len(sums.means) == 1 else f"{alias}.{term}"
+                name = term_name(alias, term, terms)
                 results[f"validation/loss/{name}"] = mean
+                if terms[term].nats:
+                    results[f"validation/perplexity/{name}"] = perplexity(mean)
                 loss += weights.get((alias, term), 0.0) * mean
             if sums.targets is None:
                 continue
+            results[f"validation/scored/{alias}"] = float(sums.targets.sum())
+            results[f"validation/scored_residues/{alias}"] = float(sums.targets[self._residues].sum())
             results[f"validation/unigram_entropy/{alias}"] = entropy(sums.targets[self._residues])
-            # with several terms, the one that scores each target once is the cross entropy
-            scored = [term for term, count in sums.counts.items() if count == sums.targets.sum()]
-            if len(scored) == 1:
-                results[f"validation/scored/{alias}"] = float(sums.targets.sum())
-                results[f"validation/perplexity/{alias}"] = math.exp(min(700.0, sums.means[scored[0]]))
         module.train(was_training)
         return {"validation/loss": loss, **results}
 
     def _score(self, module: torch.nn.Module, alias: str) -> _Sums:
         """Scores all micro-batches with one objective, on all ranks together."""
-        terms = list(next(m for m in self._mixture.members if m.alias == alias).objective.terms)
+        terms = list(self._terms[alias])
         ctx = StepContext(0, self._rng, self._world.all_sum, self._world.all_gather)
         ones = {(alias, term): 1.0 for term in terms}
         totals: dict[tuple[str, str], list[float]] = {("term", term): [0.0, 0.0] for term in terms}
@@ -99,7 +100,6 @@ class Validator:
         means = {key: total / max(1.0, count) for key, (total, count) in sums.items()}
         return _Sums(
             means={term: means["term", term] for term in terms},
-            counts={term: sums["term", term][1] for term in terms},
             metrics={name: mean for (kind, name), mean in means.items() if kind == "metric"},
             targets=np.asarray(flat[2 * len(totals) :]) if ids else None,
         )
@@ -107,10 +107,9 @@ class Validator:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What one objective's held-out batches gave: means and counts of terms, means of metrics, a target histogram."""
+    """What one objective's held-out batches gave: means of terms and metrics, and how often each id was a target."""
 
     means: Mapping[str, float]
-    counts: Mapping[str, float]
     metrics: Mapping[str, float]
     targets: np.ndarray[Any, Any] | None
 
@@ -124,6 +123,16 @@ def _histogram(targets: Sequence[np.ndarray[Any, Any]], vocabulary: int) -> np.n
     """Counts symbols; what is no symbol (an ignored position) is not counted."""
     ids = np.concatenate(targets)
     return np.bincount(ids[(ids >= 0) & (ids < vocabulary)], minlength=vocabulary)
+
+
+def term_name(alias: str, term: str, terms: Mapping[str, Term]) -> str:
+    """Returns what logs call a term: its objective, and its own name where there are several."""
+    return alias if len(terms) == 1 else f"{alias}.{term}"
+
+
+def perplexity(nats: float) -> float:
+    """Returns exp(nats), at most what a float holds."""
+    return math.exp(min(700.0, nats))
 
 
 def entropy(counts: np.ndarray[Any, Any]) -> float:

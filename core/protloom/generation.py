@@ -187,7 +187,12 @@ class _Job:
         hidden = self.model.decode(ids, offsets, self.memory, self.cu, cache=self.cache).last
         logits = self.model.logits(hidden)
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return cast("F64", wide.log_softmax(-1).double().cpu().numpy())
+        scores = cast("F64", wide.log_softmax(-1).double().cpu().numpy())
+        if np.isnan(scores).any():
+            raise UserError(
+                "the network's probabilities are not numbers (NaN): its weights are damaged; try fp32", exit_code=1
+            )
+        return scores
 
     def select(self, rows: Sequence[int] | NDArray[np.integer]) -> None:
         """Keeps these rows of the cache."""

@@ -129,7 +129,6 @@ def _check_corpora(saved: TrainState, run: Assembly, hashes: tuple[str, ...]) ->
 
 def headline(run: Assembly, run_dir: Path, state: TrainState) -> str:
     """Describes a run in a few lines, before its first step."""
-    trainer = run.settings.trainer
     parameters = sum(p.numel() for p in run.model.parameters())
     name = run.resolved.architecture.component.name
     objectives = " + ".join(m.alias for m in run.mixture.members)

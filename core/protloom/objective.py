@@ -59,10 +59,12 @@ class Objective(nn.Module):
     Attributes:
         needs: capabilities that the architecture must have.
         terms: the named parts of the loss.
+        least_residues: fewest residues that a sequence must have; shorter ones are left out, and counted.
         scored_as: what is predicted at the positions ``index``, where there are no ``targets``: a word for previews.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encode"})
+    least_residues: ClassVar[int] = 1
     scored_as: str = "scored"
     terms: Mapping[str, Term]
 

@@ -79,6 +79,12 @@ def preview(
         except UserError as error:
             problems[name] = str(error)
             continue
+        for number, text in enumerate(sequences, start=1):
+            if len(text) < module.least_residues:
+                raise UserError(
+                    f"sequence {number} has {len(text)} residue(s), {objective} needs {module.least_residues}: "
+                    "training leaves such sequences out"
+                )
         return [_rows(module, tokenizer, text, i, seed, epoch) for i, text in enumerate(sequences)]
     reasons = list(dict.fromkeys(problems.values()))
     if len(reasons) == 1:

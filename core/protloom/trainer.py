@@ -19,6 +19,7 @@ from protloom.checkpoint import TrainState
 from protloom.contracts import StepContext
 from protloom.data.loader import Loader
 from protloom.errors import UserError, did_you_mean
+from protloom.evaluate import perplexity, term_name
 from protloom.flops import FlopCounter, matmul_peak
 from protloom.metrics import MetricLog, Progress, clock, peak_memory
 from protloom.rng import CounterRNG
@@ -327,11 +328,14 @@ class Trainer:
             "step": self.state.step,
             "loss": sum(weights[key] * mean for key, mean in means.items()),
         }
+        known = {m.alias: m.objective.terms for m in run.mixture.members}
         for (alias, term), mean in means.items():
-            single = sum(a == alias for a, _ in keys) == 1
-            name = alias if single else f"{alias}.{term}"
+            terms = known[alias]
+            name = term_name(alias, term, terms)
             record[f"loss/{name}"] = mean
             record[f"scored/{name}"] = int(divisors[alias, term])
+            if terms[term].nats:
+                record[f"perplexity/{name}"] = perplexity(mean)
         pairs = sums[len(keys) :]
         for i, (alias, name) in enumerate(names):
             record[f"{name}/{alias}"] = pairs[2 * i] / max(1.0, pairs[2 * i + 1])
@@ -424,11 +428,10 @@ def describe(results: Mapping[str, float]) -> str:
         loss = results.get(f"validation/loss/{alias}") if apart is None else apart
         if loss is None:
             continue
-        unit = "scored token" if apart is None else "residue"
+        unit = "scored token" if apart is None else "scored residue"
         parts.append(
-            f"{alias} {loss:.4f} nats per {unit} (perplexity {math.exp(min(700.0, loss)):.2f}; "
-            f"residue frequencies alone {unigram:.4f}"
-            + (f"; {results[scored]:,.0f} scored)" if (scored := f"validation/scored/{alias}") in results else ")")
+            f"{alias} {loss:.4f} nats per {unit} (perplexity {perplexity(loss):.2f}; residue frequencies alone "
+            f"{unigram:.4f}; {results[f'validation/scored_residues/{alias}']:,.0f} residues scored)"
         )
     return "; ".join(parts) or f"loss {results['validation/loss']:.4f}"
 

@@ -391,9 +391,7 @@ def test_a_validation_corpus_with_nothing_to_score_is_refused(
     registry: Registry, options: Options, tmp_path: Path
 ) -> None:
     (tmp_path / "short.fasta").write_text(">s\nMKT\n")
-    with pytest.raises(
-        UserError, match=r"data\.validation: .*short\.fasta has no sequence of at least data\.min_length=5"
-    ):
+    with pytest.raises(UserError, match=r"data\.validation: .*short\.fasta has no sequence of at least 5 residues"):
         start(registry, options(data__validation=tmp_path / "short.fasta", data__min_length=5))
 
 

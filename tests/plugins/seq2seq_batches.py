@@ -182,3 +182,15 @@ def previewed(capsys: Any, monkeypatch: Any, *words: str) -> dict[str, str]:
 def close_to(successes: float, trials: float, rate: float) -> bool:
     """Within 6 standard deviations of a binomial."""
     return bool(abs(successes - trials * rate) <= 6 * np.sqrt(trials * rate * (1 - rate)) + 1e-9)
+
+
+def layouts(model: Tiny, prepared: Prepared, tokenizer: Any) -> list[float]:
+    """−log p(a residue, whichever) at every decoder position, computed in numpy one sequence at a time."""
+    reads, writes, head = (p.detach().numpy() for p in (model.reads, model.writes, model.head))
+    others = [*tokenizer.sentinels, END]
+    found = []
+    for encoder, decoder, _ in streams(prepared):
+        for token in decoder:
+            p = np.exp(head @ (writes[token] + reads[encoder].mean(0)))
+            found.append(-np.log(np.delete(p, others).sum() / p.sum()))
+    return found

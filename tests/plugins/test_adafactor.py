@@ -61,7 +61,7 @@ class Formula:
         update = g / second.sqrt()
         update = update / max(1.0, float(update.square().mean().sqrt()))
         size = max(1e-3, float(self.x.square().mean().sqrt()))
-        self.x = self.x - min(lr, t**-0.5) * size * update
+        self.x = self.x - lr * size * update
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-5])

@@ -168,7 +168,7 @@ def theirs_scaled(folder: Path, *, scaled: bool) -> Any:
 
 class TestVocabulary:
     def pieces(self, folder: Path, layout: Any, edit: Callable[[list[str]], Any] = lambda _: None) -> Path:
-        vocab = list(with_sentinels(layout.pieces, layout.size))
+        vocab = list(with_sentinels(layout.pieces, layout))
         edit(vocab)
         (folder / "spiece.model").write_bytes(sentencepiece_model(vocab))
         return folder

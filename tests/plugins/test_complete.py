@@ -16,6 +16,7 @@ from seq2seq_batches import (
     Tiny,
     batch_of,
     build,
+    layouts,
     log_probabilities,
     loss_of,
     originals,
@@ -131,12 +132,16 @@ def test_loss_is_the_sum_of_minus_log_probabilities() -> None:
     assert set(losses.totals) == set(objective.terms) == {"complete"}
     assert losses.totals["complete"].item() == pytest.approx(sum(nats), rel=1e-9)
     residue = [t != END for t in asked]
-    for name, chosen in (("residue_loss", residue), ("end_loss", [not r for r in residue])):
-        assert float(losses.metrics[name].total) == pytest.approx(
-            sum(x for x, c in zip(nats, chosen, strict=True) if c), rel=1e-9
-        )
-        assert float(losses.metrics[name].count) == sum(chosen)
-    assert set(losses.metrics) == {"accuracy", "residue_loss", "end_loss", "kept"}
+    layout = layouts(model, prepared, TOKENIZER)
+    parts = {
+        "residue_loss": [x - y if r else 0.0 for x, y, r in zip(nats, layout, residue, strict=True)],
+        "layout_loss": [y if r else 0.0 for y, r in zip(layout, residue, strict=True)],
+        "end_loss": [x if not r else 0.0 for x, r in zip(nats, residue, strict=True)],
+    }
+    for name, values in parts.items():
+        assert float(losses.metrics[name].total) == pytest.approx(sum(values), rel=1e-9)
+        assert float(losses.metrics[name].count) == sum(residue) if name != "end_loss" else len(asked) - sum(residue)
+    assert set(losses.metrics) == {"accuracy", *parts, "kept"}
     accuracy = losses.metrics["accuracy"]
     assert (float(accuracy.total), float(accuracy.count)) == (
         sum(r for r, c in zip(right, residue, strict=True) if c),

@@ -88,10 +88,12 @@ class Term(NamedTuple):
             of a batch, which return value × count.
         weight: what the term counts in the sum where the run file says nothing; a run file's single ``weight``
             multiplies it, a ``weight`` for each term replaces it.
+        nats: each item is −log p of a symbol in nats: the perplexity exp(mean) is logged too.
     """
 
     additive: bool = True
     weight: float = 1.0
+    nats: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
 
 from protloom.contracts import Losses, Metric, Packed, Prepared, Term
 from protloom.objective import Objective
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 class Complete(Objective):
     """Asks for the second part of a sequence; the loss is the sum of −log p over it and ``</s>``, in nats.
 
-    Where a sequence is cut is a hash of (seed, corpus, epoch, sequence). Both parts have at least one residue; a
-    sequence of one residue cannot be split: the encoder reads none of it, and it is asked for whole.
+    Where a sequence is cut is a hash of (seed, corpus, epoch, sequence). Both parts have at least one residue, so a
+    sequence needs two.
 
     Args:
         config: where to cut, and the mode.
@@ -44,15 +45,18 @@ class Complete(Objective):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encode", "decode"})
+    least_residues: ClassVar[int] = 2
     config: CompleteConfig
 
     def __init__(self, config: CompleteConfig, build: BuildContext) -> None:
         super().__init__(config, build)
         tokenizer = build.tokenizer
-        self.terms: Mapping[str, Term] = {"complete": Term(additive=True)}
+        self.terms: Mapping[str, Term] = {"complete": Term(nats=True)}
         name = "S2S" if config.prefix == "auto" and tokenizer.prefixes else config.prefix
         self._prefix = seq2seq.prefix_of(tokenizer, name, "objective complete")
         self._kinds = decoding.kinds_of(tokenizer)
+        self._residues: Tensor
+        self.register_buffer("_residues", torch.from_numpy(self._kinds == decoding.RESIDUE), persistent=False)
         self._cross_entropy = build.ops.cross_entropy
 
     def prepare(self, batch: SequenceBatch, rng: CounterRNG) -> Prepared:
@@ -88,7 +92,9 @@ class Complete(Objective):
     def loss(self, model: Architecture, passes: Forward, prepared: Mapping[str, Tensor], ctx: StepContext) -> Losses:
         """Returns the summed cross entropy in nats; see :func:`decoding.score` for the metrics."""
         z_loss = self.config.z_loss if self.training else 0.0
-        total, metrics = decoding.score(model, passes, prepared, self._cross_entropy, z_loss)
-        del metrics["sentinel_loss"]  # a completion has none
+        total, metrics = decoding.score(
+            model, passes, prepared, self._cross_entropy, z_loss, residues=self._residues, detailed=ctx.logging
+        )
+        metrics.pop("sentinel_loss", None)  # a completion has none
         given, residues = prepared["counters"].unbind()
         return Losses({"complete": total}, {**metrics, "kept": Metric(given, residues)})

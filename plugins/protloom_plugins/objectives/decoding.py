@@ -37,6 +37,9 @@ def score(
     prepared: Mapping[str, Tensor],
     cross_entropy: CrossEntropy,
     z_loss: float,
+    *,
+    residues: Tensor,
+    detailed: bool,
 ) -> tuple[Tensor, dict[str, Metric]]:
     """Scores the decoder at every position.
 
@@ -46,28 +49,42 @@ def score(
         prepared: ``targets`` ``[T]`` int64 ids and ``kinds`` ``[T]``.
         cross_entropy: the kernel.
         z_loss: weight of (log Z)², Z the sum of the exponentials of the logits (the T5X trainer's 1e-4).
+        residues: ``[V]`` bool: ids that stand for residues.
+        detailed: give the metrics that cost a pass over the logits.
 
     Returns:
-        The sum of −log p(target) in nats, with the z-loss in it, and metrics: ``accuracy`` and ``residue_loss`` over
-        residues, ``sentinel_loss`` and ``end_loss`` over the other targets, each a mean of −log p without z-loss.
+        The sum of −log p(target) in nats, with the z-loss in it, and metrics. ``accuracy`` is over residues. If
+        ``detailed``, −log p of a residue target is told as the sum of two means: ``residue_loss``, which residue it is,
+        given that it is one: comparable with the entropy of residue frequencies; and ``layout_loss``, that it is a
+        residue, no sentinel or end, which is a matter of how long hidden runs are. ``sentinel_loss`` and ``end_loss``
+        are those of the other targets. All without z-loss.
     """
     targets, kinds = prepared["targets"], prepared["kinds"]  # [T], [T]
     logits = model.logits(passes.decoded.last)  # [T, V]
     nats = cross_entropy(logits, targets)  # [T]
     total = nats.sum()
-    told = nats.detach()
     right = logits.detach().argmax(dim=-1) == targets
     residue = kinds == RESIDUE
-    residues = residue.sum()
-    metrics = {
-        "accuracy": Metric((right & residue).sum(), residues),
-        "residue_loss": Metric((told * residue).sum(), residues),
-    }
-    for name, kind in (("sentinel_loss", SENTINEL), ("end_loss", END)):
-        of_kind = kinds == kind
-        metrics[name] = Metric((told * of_kind).sum(), of_kind.sum())
+    metrics = {"accuracy": Metric((right & residue).sum(), residue.sum())}
+    if detailed:
+        metrics |= _parts(logits.detach(), nats.detach(), kinds, residues)
     if z_loss:
         penalty = z_loss * torch.logsumexp(logits.float(), dim=-1).square().sum()
         total = total + penalty
         metrics["z_loss"] = Metric(penalty.detach(), float(len(targets)))
     return total, metrics
+
+
+def _parts(logits: Tensor, nats: Tensor, kinds: Tensor, residues: Tensor) -> dict[str, Metric]:
+    """Returns the mean −log p of each kind of target."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    layout = torch.logsumexp(wide, dim=-1) - torch.logsumexp(wide.masked_fill(~residues, -torch.inf), dim=-1)  # [T]
+    residue = kinds == RESIDUE
+    metrics = {
+        "residue_loss": Metric(((nats - layout) * residue).sum(), residue.sum()),
+        "layout_loss": Metric((layout * residue).sum(), residue.sum()),
+    }
+    for name, kind in (("sentinel_loss", SENTINEL), ("end_loss", END)):
+        of_kind = kinds == kind
+        metrics[name] = Metric((nats * of_kind).sum(), of_kind.sum())
+    return metrics

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
 from torch import nn
 
 from protloom.contracts import Losses, Metric, Packed, Prepared, Term
@@ -53,6 +54,7 @@ class Denoise(Objective):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"encode", "decode"})
+    least_residues: ClassVar[int] = 2
     config: DenoiseConfig
 
     def __init__(self, config: DenoiseConfig, build: BuildContext) -> None:
@@ -65,11 +67,13 @@ class Denoise(Objective):
             )
         decoder, encoder = config.head in ("decoder", "both"), config.head in ("encoder", "both")
         names = ["denoise"] * decoder + ["denoise_encoder"] * encoder
-        self.terms: Mapping[str, Term] = {name: Term(additive=True) for name in names}
+        self.terms: Mapping[str, Term] = {name: Term(nats=True) for name in names}
         self._decoder, self._encoder = decoder, encoder
         self._cross_entropy = build.ops.cross_entropy
         self._sentinels = np.array(tokenizer.sentinels, dtype=np.int32)
         self._kinds = decoding.kinds_of(tokenizer)
+        self._residues: Tensor
+        self.register_buffer("_residues", torch.from_numpy(self._kinds == decoding.RESIDUE), persistent=False)
         self._denoisers = config.denoisers()
         self._shares = np.cumsum([d.share for d in self._denoisers])
         # a vocabulary without modes cannot tell the denoisers of a preset apart: it trains them all the same
@@ -195,7 +199,9 @@ class Denoise(Objective):
         if self._decoder:
             # the z-loss keeps training stable; a validation loss stays a plain cross entropy
             z_loss = self.config.z_loss if self.training else 0.0
-            totals["denoise"], metrics = decoding.score(model, passes, prepared, self._cross_entropy, z_loss)
+            totals["denoise"], metrics = decoding.score(
+                model, passes, prepared, self._cross_entropy, z_loss, residues=self._residues, detailed=ctx.logging
+            )
         if self.encoder_head is not None:
             front = "encoder_" if self._decoder else ""
             index, targets = prepared[f"{front}index"], prepared[f"{front}targets"]  # [M], [M]

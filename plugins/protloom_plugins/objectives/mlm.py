@@ -46,7 +46,7 @@ class MaskedLM(Objective):
                 f"objective mlm needs a mask symbol, but tokenizer {build.tokenizer.name!r} has none: "
                 "choose another tokenizer or objective"
             )
-        self.terms: Mapping[str, Term] = {"mlm": Term(additive=True)}
+        self.terms: Mapping[str, Term] = {"mlm": Term(nats=True)}
         self._mask_id = build.tokenizer.mask_id
         self._residue_ids = np.array(build.tokenizer.residue_ids, dtype=np.int32)
         self._cross_entropy = build.ops.cross_entropy

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class AdafactorConfig(Section):
     """Options of ``adafactor``; the defaults are those that T5 was trained with.
 
-    At step t a matrix moves by min(lr, 1/√t) of its root mean square, so ``lr: 0.01`` with a constant schedule is T5's
-    own: constant for 10⁴ steps, then 1/√t.
+    A matrix moves by ``lr`` times the schedule, relative to its root mean square; T5's own rate, 0.01 and from step 10⁴
+    on 1/√t, is ``lr: 0.01`` with ``schedule: {name: inverse_sqrt, warmup_steps: 10000}``.
     """
 
     lr: float = Field(default=0.01, gt=0, description="Largest step, as a share of a parameter's root mean square")

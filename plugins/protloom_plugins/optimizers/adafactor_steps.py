@@ -17,19 +17,19 @@ from protloom.errors import UserError
 class Adafactor(Optimizer):
     """Adafactor in the form of T5X (Shazeer and Stern 2018, algorithms 4 to 6, without momentum).
 
-    With g the gradient of a matrix, β = 1 − t^-decay and ρ = min(lr, 1/√t)::
+    With g the gradient of a matrix and β = 1 − t^-decay, t counted from 1::
 
         row    ← β row    + (1 − β) mean of g² + ε₁ over columns
         column ← β column + (1 − β) mean of g² + ε₁ over rows
         u = g / √(row · column / mean of row);  u ← u / max(1, RMS(u) / clip)
-        x ← x − lr · weight_decay · x − ρ · max(ε₂, RMS(x)) · u
+        x ← x − lr · weight_decay · x − lr · max(ε₂, RMS(x)) · u
 
     A vector keeps its whole second moment. Everything stays on the device; sums over ranks are two collectives a step.
     State of a parameter: ``step``, and ``row`` ``[N, 1]`` and ``column`` ``[M]``, or ``moment``; fp32.
 
     Args:
         groups: parameter groups; ``lr`` and ``weight_decay`` may differ between them.
-        lr: largest relative step.
+        lr: relative step, as the schedule has it.
         decay: how fast the second moment forgets.
         eps: ε₁ and ε₂.
         clip_update: largest root mean square of u.
@@ -134,8 +134,7 @@ class _Part:
         """Moves the parameter; ``size`` is Σ u² over ranks."""
         group = self.group
         norm = (size[0] / self.parameter.numel()).sqrt()
-        relative = min(group["lr"], self.state["step"] ** -0.5)
-        factor = relative * self.size / (norm / group["clip_update"]).clamp(min=1.0)
+        factor = group["lr"] * self.size / (norm / group["clip_update"]).clamp(min=1.0)
         self.x.mul_(1.0 - group["lr"] * group["weight_decay"])
         self.x.sub_((self.update() * factor).view_as(self.x))
 

@@ -14,6 +14,12 @@ def protloom_tokenizers() -> list[TokenizerSpec]:
             summary="33 symbols of ESM-2, one residue a token",
         ),
         TokenizerSpec(
+            name="amplify",
+            factory="protloom_plugins.tokenizers.amplify:AmplifyTokenizer",
+            config="protloom_plugins.tokenizers.amplify:AmplifyTokenizerConfig",
+            summary="27 symbols of AMPLIFY, one residue a token",
+        ),
+        TokenizerSpec(
             name="ankh3",
             factory="protloom_plugins.tokenizers.ankh:Ankh3Tokenizer",
             config="protloom_plugins.tokenizers.ankh:Ankh3TokenizerConfig",

@@ -109,8 +109,8 @@ class AnkhTokenizer:
         if config.vocabulary_file is not None:
             return read(config.vocabulary_file, self.layout)
         if config.pieces is None:
-            return with_sentinels(self.layout.pieces, self.layout.size)
-        vocab = with_sentinels(config.pieces, self.layout.size)
+            return with_sentinels(self.layout.pieces, self.layout)
+        vocab = with_sentinels(config.pieces, self.layout)
         check(vocab, self.layout, f"tokenizer {self.layout.name}: pieces")
         return vocab
 

@@ -15,6 +15,8 @@ from protloom.errors import UserError
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 MODE = re.compile(r"\[([A-Za-z0-9_]+)\]")
 SENTINEL = re.compile(r"<extra_id_(\d+)>")
+FILLER = re.compile(r"<unused_\d+>")
+ANOTHER = "this is another family's vocabulary"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Layout:
     Attributes:
         name: the tokenizer's name.
         title: what its models are called.
-        size: number of ids; sentinels fill those that ``pieces`` leaves, the first sentinel has the last id.
+        size: number of ids; the built-in sentinels fill those that ``pieces`` leaves, the first one has the last id.
         pieces: the built-in pieces in order of their ids, sentinels left out.
         verified: pieces whose ids are certain: a released file that differs is of another family.
         modes: mode names that every file of the family has.
@@ -62,11 +64,20 @@ ANKH = Layout(
 LAYOUTS = (ANKH3, ANKH)
 
 
-def with_sentinels(pieces: Sequence[str], size: int) -> tuple[str, ...]:
-    """Returns ``pieces`` and, up to ``size`` ids, the sentinels in T5's order: ``<extra_id_0>`` has the last id."""
-    if any(SENTINEL.fullmatch(piece) for piece in pieces):
-        return tuple(pieces)
-    return (*pieces, *(f"<extra_id_{i}>" for i in reversed(range(size - len(pieces)))))
+def with_sentinels(pieces: Sequence[str], layout: Layout, sentinels: int | None = None) -> tuple[str, ...]:
+    """Returns ``pieces``, sentinels in T5's order (``<extra_id_0>`` comes last), and fillers up to the layout's size.
+
+    Args:
+        pieces: symbols in order of their ids; sentinels among them stay as they are.
+        layout: the family.
+        sentinels: how many follow the pieces where there are none among them; default: the family's number.
+    """
+    listed = tuple(pieces)
+    if not any(SENTINEL.fullmatch(piece) for piece in pieces):
+        count = layout.size - len(layout.pieces) if sentinels is None else sentinels
+        listed = (*pieces, *(f"<extra_id_{i}>" for i in reversed(range(count))))
+    # ids that the network has rows for, but the file no names
+    return (*listed, *(f"<unused_{i}>" for i in range(layout.size - len(listed))))
 
 
 def read(path: Path, layout: Layout) -> tuple[str, ...]:
@@ -98,9 +109,10 @@ def section_of(path: Path) -> dict[str, Any]:
         except UserError as error:
             problems.append(str(error))
             continue
-        built_in = vocab == with_sentinels(layout.pieces, layout.size)
+        built_in = vocab == with_sentinels(layout.pieces, layout)
         return {"name": layout.name} if built_in else {"name": layout.name, "pieces": list(vocab)}
-    raise UserError(problems[0])
+    # a file that is one family's but damaged is told so, not that it is not another's
+    raise UserError(next((problem for problem in problems if ANOTHER not in problem), problems[0]))
 
 
 def check(vocab: Sequence[str], layout: Layout, where: str) -> None:
@@ -111,7 +123,7 @@ def check(vocab: Sequence[str], layout: Layout, where: str) -> None:
             found = f"has id {ids[piece]}" if piece in ids else "is missing"
             raise UserError(
                 f"{where}: piece {piece!r} {found}, but in {layout.title} it has id {expected}: "
-                f"this is another family's vocabulary{_other_family(ids, layout)}"
+                f"{ANOTHER}{_other_family(ids, layout)}"
             )
     required = [UNKNOWN, *(f"[{mode}]" for mode in layout.modes), "<extra_id_0>"]
     for piece in required:
@@ -140,7 +152,19 @@ def _from_sentencepiece(path: Path, layout: Layout) -> tuple[str, ...]:
         raise UserError(f"{path}: is no sentencepiece model ({str(error).splitlines()[0]})") from None
     if not pieces:
         raise UserError(f"{path}: is no sentencepiece model (it holds no pieces)")
-    return with_sentinels(pieces, layout.size)
+    return with_sentinels(pieces, layout, _stated_sentinels(path.parent))
+
+
+def _stated_sentinels(folder: Path) -> int | None:
+    """Returns how many sentinels the ``tokenizer_config.json`` beside a sentencepiece model adds; None without one."""
+    try:
+        stated = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if isinstance(stated.get("extra_ids"), int):
+            return int(stated["extra_ids"])
+        listed = stated.get("additional_special_tokens") or stated.get("extra_special_tokens") or ()
+        return sum(bool(SENTINEL.fullmatch(str(symbol))) for symbol in listed) or None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def _from_json(path: Path, layout: Layout) -> tuple[str, ...]:
@@ -153,7 +177,7 @@ def _from_json(path: Path, layout: Layout) -> tuple[str, ...]:
         pieces = [by_id[number] for number in range(len(by_id))]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: is no tokenizer.json of transformers with ids 0, 1, 2 …") from None
-    return with_sentinels(pieces, layout.size)
+    return with_sentinels(pieces, layout)
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -166,7 +190,7 @@ def sentencepiece_model(vocab: Sequence[str]) -> bytes:
     sentencepiece's trainer would choose ids itself: a protobuf message ModelProto (sentencepiece_model.proto) of
     pieces (field 1: text 1, score 2, type 3), trainer_spec (2) and normalizer_spec (3).
     """
-    pieces = [piece for piece in vocab if not SENTINEL.fullmatch(piece)]
+    pieces = [piece for piece in vocab if not SENTINEL.fullmatch(piece) and not FILLER.fullmatch(piece)]
     message = b"".join(_bytes(1, _piece(piece)) for piece in pieces)
     trainer = _int(3, 1) + _int(4, len(pieces))  # model_type unigram, vocab_size
     special = {40: UNKNOWN, 41: None, 42: END, 43: PAD}  # unk_id, bos_id, eos_id, pad_id; -1: there is none
