@@ -1,10 +1,11 @@
-"""Ankh3's two objectives trained jointly and each alone, on the same sequences for the same number of steps.
+"""Ankh3's two objectives trained jointly and each alone, for equal numbers of tokens.
 
     python benchmarks/ankh3_joint.py --data x.fasta.gz [--runs DIR] [--out RESULTS.md] [key=value ...]
 
 Trains ``recipe:ankh3-small`` three times by the command line: with both objectives (each sequence to one, half to
-each), with denoising only, with completion only. Then every network is asked both kinds of question on the same
-held-out sequences. Losses are nats; those of residues, sentinels and ``</s>`` are told apart.
+each); then with denoising only and with completion only, until encoder and decoder together have read as many tokens
+as in the joint run. Every network is asked both kinds of question on the same held-out sequences. Losses are nats:
+which residue it is; layout: that there is a residue, no sentinel or end; sentinels; ``</s>``.
 """
 
 from __future__ import annotations
@@ -55,18 +56,25 @@ def questioned(run_dir: Path | None, data: str, words: list[str]) -> dict[str, f
     return run.validator.run(run.module, run.mixture.final_weights())
 
 
+def state_of(run_dir: Path) -> checkpoint.TrainState:
+    """Returns the counters of a finished run."""
+    latest = checkpoint.latest(run_dir)
+    assert latest is not None
+    return checkpoint.read_state(latest)
+
+
 def row(name: str, run_dir: Path | None, metrics: Mapping[str, float]) -> str:
     """Writes one network's line of the table."""
     cells = [name]
     if run_dir is None:
         cells += ["0", "–"]
     else:
-        latest = checkpoint.latest(run_dir)
-        assert latest is not None
-        state = checkpoint.read_state(latest)
+        state = state_of(run_dir)
         cells += [f"{state.tokens:,}", clock(state.seconds)]
     for alias in ("denoise", "complete"):
-        kinds = ("residue_loss", "sentinel_loss", "end_loss") if alias == "denoise" else ("residue_loss", "end_loss")
+        kinds = ["residue_loss", "layout_loss", "sentinel_loss", "end_loss"]
+        if alias == "complete":
+            kinds.remove("sentinel_loss")
         cells += [f"{metrics[f'validation/{kind}/{alias}']:.3f}" for kind in kinds]
         cells.append(f"{100 * metrics[f'validation/accuracy/{alias}']:.1f} %")
     return f"| {' | '.join(cells)} |"
@@ -82,20 +90,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.runs or Path(scratch)
         runs: dict[str, Path | None] = {"untrained": None}
-        runs |= {name: trained(name, folder, args.data, args.words) for name in VARIANTS}
+        joint = trained("joint", folder, args.data, args.words)
+        equal = [*args.words, "trainer.steps=1000000", f"trainer.max_tokens={state_of(joint).tokens}"]
+        runs |= {name: joint if name == "joint" else trained(name, folder, args.data, equal) for name in VARIANTS}
         found = {name: questioned(run_dir, args.data, args.words) for name, run_dir in runs.items()}
         rows = [row(name, runs[name], metrics) for name, metrics in found.items()]
     entropies = {alias: found["joint"][f"validation/unigram_entropy/{alias}"] for alias in ("denoise", "complete")}
     lines = [
         f"`{RECIPE}`{' with ' + ' '.join(args.words) if args.words else ''} on {Path(args.data).name}, "
         f"{torch.get_num_threads()} threads of a shared {platform.machine()} machine, torch {torch.__version__}. "
-        "Every run sees the same sequences; tokens are those that encoders and decoders read. Entropy of the "
-        f"frequencies of the very residues asked for: denoise {entropies['denoise']:.3f}, complete "
-        f"{entropies['complete']:.3f} nats.",
+        "Tokens are those that encoders and decoders read. `residue` is the mean -log p of which residue it is, given that "
+        "it is one; that it is one (`layout`), sentinels and ends are told apart. Entropy of the frequencies of the very "
+        f"residues asked for: denoise {entropies['denoise']:.3f}, complete {entropies['complete']:.3f} nats.",
         "",
-        "| training | tokens | time | denoise: residue | sentinel | `</s>` | accuracy | complete: residue | `</s>` "
-        "| accuracy |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| training | tokens | time | denoise: residue | layout | sentinel | `</s>` | accuracy | complete: residue | layout "
+        "| `</s>` | accuracy |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         *rows,
     ]
     text = "\n".join(lines)

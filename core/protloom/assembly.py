@@ -137,7 +137,7 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
         weights.load_into(model, resolved.architecture, tokenizer, initial, registry)
     objectives = _objectives(resolved, tokenizer, ops, model)
     model.to(world.device)
-    mixture = Mixture(objectives, settings.combine, settings.seed)
+    mixture = Mixture(objectives, settings.combine, settings.seed, settings.reduction)
     mixture.refuse_idle_steps()
     module = StepModule(model, mixture, precision=precision, world_size=world.size).to(world.device)
     module.train()

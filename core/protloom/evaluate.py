@@ -49,7 +49,7 @@ class Validator:
     def run(self, module: torch.nn.Module, weights: Mapping[tuple[str, str], float]) -> dict[str, float]:
         """Returns the metrics, named ``validation/NAME`` or ``validation/NAME/ALIAS``.
 
-        ``loss`` is the weighted sum of all terms' means. Each objective has the mean of every term
+        ``loss`` is what training minimises: the weighted sum of all terms' means, or one mean (``reduction``). Each objective has the mean of every term
         (``loss/ALIAS``, or ``loss/ALIAS.TERM`` for several) and of every metric that it gives. Where its array
         ``targets`` tells which tokens are asked for there are ``scored``, their number, ``scored_residues``, and
         ``unigram_entropy`` of the residues among them: what a model that knows nothing but how common each residue is
@@ -58,9 +58,11 @@ class Validator:
         was_training = module.training
         module.eval()
         results: dict[str, float] = {}
+        scores = {alias: self._score(module, alias) for alias in self._prepared}
+        counts = {(alias, term): n for alias, sums in scores.items() for term, n in sums.counts.items()}
+        shares = self._mixture.of_means({key: weights.get(key, 0.0) for key in counts}, counts)
         loss = 0.0
-        for alias in self._prepared:
-            sums = self._score(module, alias)
+        for alias, sums in scores.items():
             results |= {f"validation/{name}/{alias}": value for name, value in sums.metrics.items()}
             terms = self._terms[alias]
             for term, mean in sums.means.items():
@@ -68,7 +70,7 @@ class Validator:
                 results[f"validation/loss/{name}"] = mean
                 if terms[term].nats:
                     results[f"validation/perplexity/{name}"] = perplexity(mean)
-                loss += weights.get((alias, term), 0.0) * mean
+                loss += shares[alias, term] * mean
             if sums.targets is None:
                 continue
             results[f"validation/scored/{alias}"] = float(sums.targets.sum())
@@ -100,6 +102,7 @@ class Validator:
         means = {key: total / max(1.0, count) for key, (total, count) in sums.items()}
         return _Sums(
             means={term: means["term", term] for term in terms},
+            counts={term: sums["term", term][1] for term in terms},
             metrics={name: mean for (kind, name), mean in means.items() if kind == "metric"},
             targets=np.asarray(flat[2 * len(totals) :]) if ids else None,
         )
@@ -107,9 +110,10 @@ class Validator:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What one objective's held-out batches gave: means of terms and metrics, and how often each id was a target."""
+    """What one objective's held-out batches gave: means and counts of terms, means of metrics, a target histogram."""
 
     means: Mapping[str, float]
+    counts: Mapping[str, float]
     metrics: Mapping[str, float]
     targets: np.ndarray[Any, Any] | None
 

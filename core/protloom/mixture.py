@@ -79,14 +79,23 @@ class Mixture:
         members: the objectives, in the order of the run file.
         combine: ``summed``: every objective reads every sequence; ``dealt``: each group goes to one of them.
         seed: the run's seed.
+        reduction: ``objectives``: the mean of each term counts by its weight; ``items``: one mean over the items of
+            all terms, each item by its term's weight, as if the objectives were one.
 
     Raises:
         UserError: if ``corruption`` names no earlier objective.
     """
 
-    def __init__(self, members: Sequence[Member], combine: Literal["summed", "dealt"], seed: int) -> None:
+    def __init__(
+        self,
+        members: Sequence[Member],
+        combine: Literal["summed", "dealt"],
+        seed: int,
+        reduction: Literal["objectives", "items"] = "objectives",
+    ) -> None:
         self.members = tuple(members)
         self.combine = combine
+        self.reduction = reduction
         self._deal = CounterRNG(seed, "deal")
         self._keep = CounterRNG(seed, "keep")
         self._streams = {m.alias: CounterRNG(seed, "objective", m.alias) for m in members}
@@ -150,6 +159,18 @@ class Mixture:
             for term in member.objective.terms:
                 weights[member.alias, term] = member.weight(term) * scale / mix.keep_rate
         return weights
+
+    def of_means(self, weights: Mapping[TermKey, float], counts: Mapping[TermKey, float]) -> dict[TermKey, float]:
+        """Returns what the mean of each term counts in the loss.
+
+        Args:
+            weights: of the terms.
+            counts: items of each term, over micro-batches and ranks.
+        """
+        if self.reduction == "objectives":
+            return dict(weights)
+        items = max(1.0, sum(counts.get(key, 0.0) for key in weights))
+        return {key: weight * counts.get(key, 0.0) / items for key, weight in weights.items()}
 
     def final_weights(self) -> dict[TermKey, float]:
         """Returns the weight of every term once all have started."""

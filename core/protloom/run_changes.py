@@ -22,6 +22,7 @@ FIXED = (
     "tokenizer",
     "architecture",
     "combine",
+    "reduction",
     "data.max_length",
     "data.min_length",
     "data.validation_fraction",

@@ -147,6 +147,10 @@ class RunConfig(Section):
     objective: ComponentSection | None = Field(default=None, description="One objective; default: the architecture's")
     objectives: list[ComponentSection] | None = Field(default=None, description="Several objectives")
     combine: Literal["summed", "dealt"] = Field(default="summed", description="How several objectives share a batch")
+    reduction: Literal["objectives", "items"] = Field(
+        default="objectives",
+        description="objectives: the mean of each counts by its weight; items: one mean over what all of them score",
+    )
     optimizer: ComponentSection | None = Field(default=None, description="Default: the architecture's")
     schedule: ScheduleConfig = ScheduleConfig()
     trainer: TrainerConfig = TrainerConfig()

@@ -173,7 +173,7 @@ class Trainer:
     ) -> None:
         run, config, divisors = self.run, self.run.settings.trainer, agreed.divisors
         begin = time.perf_counter()
-        weights = run.mixture.weights(step)
+        weights = run.mixture.of_means(run.mixture.weights(step), divisors)
         share = agreed.share if budget.limits(config) else None
         rate = run.peak_rate * schedules.factor(run.settings.schedule, step, config.steps, share=share)
         stepped = self._optimize(step, batches, weights, divisors, rate)

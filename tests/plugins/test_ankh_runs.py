@@ -81,7 +81,14 @@ def test_a_run_logs_its_objectives_apart(small_fasta: Path, tmp_path: Path, caps
     assert main(arguments(small_fasta, tmp_path, "run")) == 0
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     last = next(r for r in reversed(records) if "validation/loss" in r)
-    assert last["validation/loss"] == pytest.approx(last["validation/loss/denoise"] + last["validation/loss/complete"])
+    # one mean over the targets of both
+    scored = {alias: last[f"validation/scored/{alias}"] for alias in ("denoise", "complete")}
+    total = sum(last[f"validation/loss/{alias}"] * n for alias, n in scored.items())
+    assert last["validation/loss"] == pytest.approx(total / sum(scored.values()))
+    trained = next(r for r in records if "learning_rate" in r)
+    total = sum(trained[f"loss/{alias}"] * trained[f"scored/{alias}"] for alias in scored)
+    assert trained["loss"] == pytest.approx(total / sum(trained[f"scored/{alias}"] for alias in scored))
+    assert trained["perplexity/denoise"] == pytest.approx(math.exp(trained["loss/denoise"]))
     for alias in ("denoise", "complete"):
         assert last[f"validation/residue_loss/{alias}"] > 0
         assert last[f"validation/end_loss/{alias}"] > 0
