@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from protloom.contracts import Tokenizer
-from protloom_plugins.tokenizers.esm import STANDARD, VOCAB, EsmTokenizer, EsmTokenizerConfig
+from protloom_plugins.tokenizers.esm import VOCAB, EsmTokenizer, EsmTokenizerConfig
+from protloom_plugins.tokenizers.letters import STANDARD
 
 TOKENIZER = EsmTokenizer(EsmTokenizerConfig())
 ODD = "XBUZOJ*-."
