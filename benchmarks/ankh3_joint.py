@@ -99,12 +99,12 @@ def main() -> None:
     lines = [
         f"`{RECIPE}`{' with ' + ' '.join(args.words) if args.words else ''} on {Path(args.data).name}, "
         f"{torch.get_num_threads()} threads of a shared {platform.machine()} machine, torch {torch.__version__}. "
-        "Tokens are those that encoders and decoders read. `residue` is the mean -log p of which residue it is, given that "
-        "it is one; that it is one (`layout`), sentinels and ends are told apart. Entropy of the frequencies of the very "
-        f"residues asked for: denoise {entropies['denoise']:.3f}, complete {entropies['complete']:.3f} nats.",
+        "Tokens are those that encoders and decoders read. `residue` is the mean -log p of which residue it is, given "
+        "that it is one; that it is one (`layout`), sentinels and ends are told apart. Entropy of the frequencies of "
+        f"the very residues asked for: denoise {entropies['denoise']:.3f}, complete {entropies['complete']:.3f} nats.",
         "",
-        "| training | tokens | time | denoise: residue | layout | sentinel | `</s>` | accuracy | complete: residue | layout "
-        "| `</s>` | accuracy |",
+        "| training | tokens | time | denoise: residue | layout | sentinel | `</s>` | accuracy | complete: residue "
+        "| layout | `</s>` | accuracy |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
         *rows,
     ]

@@ -224,7 +224,8 @@ class _Resolver:
             self.raw["schedule"] = source.as_mapping("schedule", self.raw["schedule"])
         settings = self.settings()
         architecture = self.architecture(settings.architecture)
-        defaults = _defaults(architecture.component)
+        size = source.as_mapping("architecture", settings.architecture).get("size")
+        defaults = _defaults(architecture.component, size)
         if "schedule" in defaults:
             self.raw["schedule"] = self.filled("schedule", self.raw.get("schedule") or {}, defaults["schedule"])
             settings = self.settings()
@@ -381,7 +382,7 @@ class _Resolver:
         return self.name or "run"
 
 
-def _defaults(component: Component) -> Mapping[str, Any]:
+def _defaults(component: Component, size: Any) -> Mapping[str, Any]:
     spec = component.spec
     assert isinstance(spec, ArchitectureSpec)
-    return spec.defaults
+    return {**spec.defaults, **spec.size_defaults.get(str(size), {})}

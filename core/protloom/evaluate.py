@@ -49,8 +49,9 @@ class Validator:
     def run(self, module: torch.nn.Module, weights: Mapping[tuple[str, str], float]) -> dict[str, float]:
         """Returns the metrics, named ``validation/NAME`` or ``validation/NAME/ALIAS``.
 
-        ``loss`` is what training minimises: the weighted sum of all terms' means, or one mean (``reduction``). Each objective has the mean of every term
-        (``loss/ALIAS``, or ``loss/ALIAS.TERM`` for several) and of every metric that it gives. Where its array
+        ``loss`` is what training minimises: the weighted sum of all terms' means, or one mean (``reduction``). Each
+        objective has the mean of every term (``loss/ALIAS``, or ``loss/ALIAS.TERM`` for several) and of every metric
+        that it gives. Where its array
         ``targets`` tells which tokens are asked for there are ``scored``, their number, ``scored_residues``, and
         ``unigram_entropy`` of the residues among them: what a model that knows nothing but how common each residue is
         would score at best. A term in nats has ``perplexity`` = exp(mean nats per scored item).

@@ -46,6 +46,7 @@ class Stored:
         tokenizer_config: its options.
         state: exactly the tensors of the network's ``state_dict()``, on the host.
         notes: things to tell the user.
+        initialised: parameters that the source does not hold and that are random.
     """
 
     source: Path
@@ -55,6 +56,7 @@ class Stored:
     tokenizer_config: BaseModel | None
     state: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
 
 
 # -------------------------------------------------------------------------------------------------------- writing

@@ -53,12 +53,14 @@ class ArchitectureSpec(Spec):
         sizes: named presets: size -> options of ``config``. A user writes ``name:size``.
         defaults: what a run that leaves them out gets: any of ``tokenizer``, ``objective``, ``optimizer``, ``schedule``
             (a name, or a mapping with ``name`` and options).
+        size_defaults: for single sizes, what differs from ``defaults``.
         weights: a :class:`protloom.contracts.WeightAdapter` that reads and writes other programs' formats, or None.
     """
 
     kind: ClassVar[str] = "architecture"
     sizes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    size_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weights: Ref | None = None
 
 

@@ -197,6 +197,7 @@ def _read_foreign(path: Path, component: Component, adapter: WeightAdapter, regi
         validated(tokenizer, options, path),
         imported.state,
         imported.notes,
+        imported.initialised,
     )
 
 

@@ -59,7 +59,20 @@ def test_the_run_file_is_valid(repository: Path, registry: Registry, tmp_path: P
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "resume", "task", "embed", "complete", "convert", "preview", "data", "plugins", "show", "doctor"],
+    [
+        "train",
+        "resume",
+        "task",
+        "embed",
+        "complete",
+        "score",
+        "convert",
+        "preview",
+        "data",
+        "plugins",
+        "show",
+        "doctor",
+    ],
 )
 def test_every_command_of_the_readme_explains_itself(command: str, repository: Path) -> None:
     assert f"protloom {command}" in (repository / "README.md").read_text()

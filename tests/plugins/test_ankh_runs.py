@@ -71,6 +71,23 @@ def test_recipes_resolve(size: str, registry: Registry) -> None:
     assert resolved.optimizer.name == ("adamw" if size in ("tiny", "small") else "adafactor")
 
 
+def test_one_recipe_trains_a_head_on_the_encoder_beside_the_decoder(small_fasta: Path, tmp_path: Path) -> None:
+    words = arguments(small_fasta, tmp_path, "run")
+    words[1:2] = ["recipe:ankh3-small-two-heads", "architecture.size=tiny"]
+    assert main(words) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = next(r for r in reversed(records) if "validation/loss" in r)
+    first = next(r for r in records if "validation/loss" in r)
+    for term in ("denoise.denoise", "denoise.denoise_encoder", "complete"):
+        assert last[f"validation/loss/{term}"] < first[f"validation/loss/{term}"]
+        assert last[f"validation/perplexity/{term}"] == pytest.approx(math.exp(last[f"validation/loss/{term}"]))
+
+
+@pytest.mark.parametrize(("size", "tokenizer"), [("base", "ankh"), ("large", "ankh"), ("ankh3-large", "ankh3")])
+def test_a_size_brings_the_tokenizer_of_its_released_weights(size: str, tokenizer: str, registry: Registry) -> None:
+    assert config.load(None, [f"architecture=ankh:{size}"], registry).tokenizer.name == tokenizer
+
+
 def test_a_bare_architecture_brings_what_goes_with_it(registry: Registry) -> None:
     resolved = config.load(None, ["architecture=ankh:small"], registry)
     assert [c.name for c in (resolved.tokenizer, resolved.optimizer)] == ["ankh3", "adamw"]

@@ -330,7 +330,8 @@ class TestCommand:
         monkeypatch.setattr(weights, "save_pretrained", save)
         arguments = ["convert", str(original.folder), "--to", "hf", "--out", str(tmp_path / "hf"), "--check"]
         assert main(arguments) == 2
-        assert "gives other logits" in capsys.readouterr().err
+        assert "was not converted: logits before and after differ by" in capsys.readouterr().err
+        assert not (tmp_path / "hf").exists()
 
     def test_loading_by_name(self, original: Pair, registry: Registry) -> None:
         loaded = weights.load_pretrained(original.folder, registry)

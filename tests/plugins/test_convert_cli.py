@@ -93,7 +93,8 @@ def test_the_check_notices_other_weights(
     monkeypatch.setattr(weights, "save_pretrained", save)
     out = tmp_path / "hf"
     assert main(["convert", str(fair_file[0]), "--to", "hf", "--out", str(out), "--check"]) == 2
-    assert "gives other logits" in capsys.readouterr().err
+    assert "was not converted: logits before and after differ by" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from protloom.weights import load_pretrained
 
     cut("", args.keep)  # says at once what is wrong with it
+    if args.tokens_per_batch < 1:
+        raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: must be at least 1")
     if args.out is not None and args.out.exists():
         raise UserError(f"{args.out} exists: remove it first, or choose another name")
     decoding = Decoding(
@@ -71,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
     source = Source(args.source, registry, column=args.column, strict=args.strict)
     device = find_device(args.device)
     pretrained = load_pretrained(args.model, registry, device=device)
+    if pretrained.stored.initialised:
+        raise UserError(f"{args.model} cannot complete: {'; '.join(pretrained.notes)}")
     for note in pretrained.notes:
         common.warn(note)
     tokenizer = pretrained.tokenizer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,10 +32,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="hf: a folder that transformers reads; protloom: tensors under protloom's own names",
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write (new)")
-    parser.add_argument("--check", action="store_true", help="read the folder again and compare logits")
+    parser.add_argument(
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="read the folder again and compare logits (yes)",
+    )
     example(
         parser,
-        "protloom convert runs/first --to hf --out exported --check",
+        "protloom convert runs/first --to hf --out exported",
         "protloom convert esm2_t6_8M_UR50D.pt --to protloom --out models/esm2-8M",
     )
 
@@ -65,9 +72,9 @@ def run(args: argparse.Namespace) -> int:
     difference = _difference(before, after)
     print(f"check: largest difference of logits {difference:.2e} over {len(CHECKED)} sequences")
     if not difference <= TOLERANCE:
-        raise UserError(
-            f"{args.out}: gives other logits than {args.source} (difference {difference:.2e}): do not use it"
-        )
+        shutil.rmtree(args.out)
+        what = "are not numbers (NaN)" if math.isnan(difference) else f"differ by {difference:.2e}"
+        raise UserError(f"{args.source} was not converted: logits before and after {what}; {args.out} is removed")
     return 0
 
 

@@ -202,12 +202,14 @@ class ImportedWeights:
         state: parameter name -> tensor, exactly those of ``state_dict()``.
         tokenizer: name of the tokenizer that goes with them, or a mapping with options.
         notes: things worth telling the user, such as parameters that were missing and initialised.
+        initialised: names of the parameters that the source does not hold and that are random.
     """
 
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
     tokenizer: str | Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    initialised: tuple[str, ...] = ()
 
 
 class WeightAdapter(Protocol):

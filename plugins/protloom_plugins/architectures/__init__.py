@@ -22,6 +22,33 @@ def protloom_architectures() -> list[ArchitectureSpec]:
     """Offers the built-in architectures."""
     return [
         ArchitectureSpec(
+            name="amplify",
+            factory="protloom_plugins.architectures.amplify:Amplify",
+            config="protloom_plugins.architectures.amplify_config:AmplifyConfig",
+            summary="AMPLIFY: pre-norm rotary encoder with RMS norms and SwiGLU layers (Fournier et al. 2024)",
+            # tiny is for tests; the others are the released models
+            sizes={
+                "tiny": {"layers": 2, "width": 32, "heads": 4, "inner": 88},
+                "120M": {"layers": 24, "width": 640, "heads": 10, "inner": 1712},
+                "350M": {"layers": 32, "width": 960, "heads": 15, "inner": 2560},
+            },
+            defaults={"tokenizer": "amplify", "objective": "mlm", "optimizer": "adamw"},
+            weights="protloom_plugins.architectures.amplify_weights:AmplifyWeights",
+        ),
+        ArchitectureSpec(
+            name="proteinbert2",
+            factory="protloom_plugins.architectures.proteinbert2:ProteinBert2",
+            config="protloom_plugins.architectures.proteinbert2_config:ProteinBert2Config",
+            summary="ProteinBERT2-like: convolution stem, then local and global attention by turns",
+            # 35M has the published outline; tiny and mini (1.0 M parameters) are for tests and laptops
+            sizes={
+                "tiny": {"layers": 2, "width": 32, "heads": 4, "inner": 64},
+                "mini": {"layers": 6, "width": 128, "heads": 8, "inner": 256},
+                "35M": {"layers": 12, "width": 512, "heads": 8, "inner": 1152},
+            },
+            defaults={"tokenizer": "esm", "objective": "mlm", "optimizer": "adamw"},
+        ),
+        ArchitectureSpec(
             name="esm2",
             factory="protloom_plugins.architectures.esm2:Esm2",
             config="protloom_plugins.architectures.esm2_config:Esm2Config",
@@ -56,6 +83,7 @@ def protloom_architectures() -> list[ArchitectureSpec]:
                 "ankh3-xl": _ankh(48, 24, width=2560, heads=32, head_size=64, inner=6720),
             },
             defaults={"tokenizer": "ankh3", "objective": "denoise", "optimizer": "adamw"},
+            size_defaults={"base": {"tokenizer": "ankh"}, "large": {"tokenizer": "ankh"}},
             weights="protloom_plugins.architectures.ankh_weights:AnkhWeights",
         ),
     ]

@@ -19,7 +19,7 @@ from torch import Tensor
 from protloom.contracts import BuildContext, ImportedWeights
 from protloom.errors import UserError
 from protloom_plugins.architectures.ankh_config import AnkhConfig
-from protloom_plugins.architectures.tensor_files import load_tensors
+from protloom_plugins.architectures.tensor_files import config_of, load_tensors, require_numbers, take, validated
 from protloom_plugins.tokenizers.ankh import AnkhTokenizer
 from protloom_plugins.tokenizers.ankh_vocabulary import LAYOUTS, section_of, sentencepiece_model, transformers_files
 
@@ -55,11 +55,11 @@ class AnkhWeights:
 
     def recognises(self, source: Path) -> bool:
         """Tells whether ``source`` is a folder whose config.json says ``t5``."""
-        return source.is_dir() and _config_of(source).get("model_type") == "t5"
+        return source.is_dir() and config_of(source).get("model_type") == "t5"
 
     def read(self, source: Path) -> ImportedWeights:
         """Reads a folder; see :meth:`protloom.contracts.WeightAdapter.read`."""
-        stated = _config_of(source)
+        stated = config_of(source)
         file = source / "config.json"
         config = _network_config(stated, file)
         weights, tensors = load_tensors(source)
@@ -68,10 +68,13 @@ class AnkhWeights:
         if vocabulary != stated["vocab_size"]:
             raise UserError(f"{weights}: {SHARED!r} has {vocabulary} rows, but {file} says {stated['vocab_size']}")
         state, missing = _assemble(tensors, config, vocabulary, weights)
+        if missing:
+            what = "decoder" if len(missing) > 1 else "output head"
+            notes.append(f"{weights.name} has no {what}: initialised, so train it before using it")
         if stated.get("dropout_rate", 0.1) > 0:
             notes.append(f"{file.name} states dropout {stated.get('dropout_rate', 0.1)}: the network here has none")
         return ImportedWeights(
-            config.model_dump(mode="json"), state, _tokenizer(source, vocabulary), (*notes, *missing)
+            config.model_dump(mode="json"), state, _tokenizer(source, vocabulary), tuple(notes), tuple(missing)
         )
 
     def export(
@@ -141,41 +144,32 @@ def transformers_config(config: AnkhConfig, vocabulary: int, special: Mapping[st
 # -------------------------------------------------------------------------------------------------------- reading
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def _network_config(stated: Mapping[str, Any], file: Path) -> AnkhConfig:
-    for key in NEEDED:
-        if not isinstance(stated.get(key), int):
-            raise UserError(f"{file}: key {key!r} is missing or not a whole number: not the config of a T5 model")
+    require_numbers(stated, NEEDED, file, "a T5")
     gate = stated.get("feed_forward_proj", "relu")
     if gate not in GATES:
         raise UserError(
             f"{file}: feed_forward_proj is {gate!r}: only the gated networks of T5 v1.1 and Ankh can be read "
             f"({', '.join(GATES)})"
         )
-    try:
-        return AnkhConfig(
-            layers=stated["num_layers"],
-            decoder_layers=stated.get("num_decoder_layers") or stated["num_layers"],
-            width=stated["d_model"],
-            heads=stated["num_heads"],
-            head_size=stated["d_kv"],
-            inner=stated["d_ff"],
-            activation=cast(Any, GATES[gate]),
-            buckets=stated.get("relative_attention_num_buckets", 32),
-            max_distance=stated.get("relative_attention_max_distance", 128),
-            norm_eps=stated.get("layer_norm_epsilon", 1e-6),
-            init_factor=stated.get("initializer_factor", 1.0),
-        )
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: not a valid T5 size: {reason}") from None
+    return validated(
+        AnkhConfig,
+        {
+            "layers": stated["num_layers"],
+            "decoder_layers": stated.get("num_decoder_layers") or stated["num_layers"],
+            "width": stated["d_model"],
+            "heads": stated["num_heads"],
+            "head_size": stated["d_kv"],
+            "inner": stated["d_ff"],
+            "activation": GATES[gate],
+            "buckets": stated.get("relative_attention_num_buckets", 32),
+            "max_distance": stated.get("relative_attention_max_distance", 128),
+            "norm_eps": stated.get("layer_norm_epsilon", 1e-6),
+            "init_factor": stated.get("initializer_factor", 1.0),
+        },
+        file,
+        "T5",
+    )
 
 
 def _untied(tensors: dict[str, Tensor], stated: Mapping[str, Any], file: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -224,14 +218,8 @@ def _assemble(
     for own, name in table.items():
         if own in state:
             continue
-        if name not in tensors:
-            raise UserError(f"{file}: key {name!r} is missing")
-        value = tensors[name]
-        if tuple(value.shape) != shapes[own]:
-            raise UserError(f"{file}: key {name!r} has shape {list(value.shape)}, expected {list(shapes[own])}")
-        state[own] = value.to(torch.float32).contiguous()
-    what = "decoder" if len(absent) > 1 else "output head"
-    return state, [f"{file.name} has no {what}: initialised, so train it before using it"] if absent else []
+        state[own] = take(tensors, name, shapes[own], file).contiguous()
+    return state, absent
 
 
 def _shapes(config: AnkhConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:

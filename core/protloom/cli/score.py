@@ -1,0 +1,99 @@
+"""``protloom score``: how likely a model holds proteins, residue by residue."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protloom.cli import common
+from protloom.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from protloom.data.records import Entry
+
+COLUMNS = ("id", "length", "pseudo_log_likelihood", "perplexity")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.description = (
+        "Hides every residue once, alone, and sums log p of the true one (pseudo-log-likelihood, in nats): by the mask "
+        "symbol, or by a decoder's first sentinel. Perplexity is exp(-mean) a residue. L residues cost L passes."
+    )
+    parser.add_argument("source", metavar="F", help="FASTA, CSV, TSV, Parquet (.gz, .zst too), a store, '-', or demo:")
+    parser.add_argument("--model", metavar="M", required=True, help="a run, a checkpoint, a folder, a file or a hub id")
+    parser.add_argument("-o", "--out", metavar="F.csv", type=Path, help="CSV to write (new); else standard output")
+    parser.add_argument("--residues", action="store_true", help="a row for each residue instead of each sequence")
+    parser.add_argument("--prefix", metavar="NAME", help="mode that stands in front (the tokenizer's own)")
+    parser.add_argument("--tokens-per-batch", type=int, default=8192, metavar="N", help="memory (8192)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
+    parser.add_argument("--column", metavar="C", help="sequence column of a table")
+    parser.add_argument("--strict", action="store_true", help="refuse input that would be changed or dropped")
+    common.example(
+        parser,
+        "protloom score proteins.fasta --model runs/first",
+        "protloom score variants.csv --column sequence --model facebook/esm2_t12_35M_UR50D -o scores.csv",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scores the sequences and writes a table."""
+    from protloom.data.records import Source
+    from protloom.files import write_text
+    from protloom.likelihood import pseudo_log_likelihoods
+    from protloom.precision import compute_dtype
+    from protloom.subjects import find_device, prefix_ids
+    from protloom.weights import load_pretrained
+
+    if args.out is not None and args.out.exists():
+        raise UserError(f"{args.out} exists: remove it first, or choose another name")
+    if args.tokens_per_batch < 1:
+        raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: must be at least 1")
+    registry = common.registry(args)
+    entries = list(Source(args.source, registry, column=args.column, strict=args.strict).entries())
+    device = find_device(args.device)
+    pretrained = load_pretrained(args.model, registry, device=device)
+    if pretrained.stored.initialised:
+        raise UserError(f"{args.model} cannot score: {'; '.join(pretrained.notes)}")
+    for note in pretrained.notes:
+        common.warn(note)
+    found = pseudo_log_likelihoods(
+        pretrained.architecture,
+        pretrained.tokenizer,
+        [entry.sequence for entry in entries],
+        prefix=None if args.prefix is None else prefix_ids(pretrained.tokenizer, args.prefix),
+        tokens_per_batch=args.tokens_per_batch,
+        dtype=compute_dtype(args.precision, device),
+    )
+    header = ("id", "position", "residue", "log_p") if args.residues else COLUMNS
+    rows = _rows(zip(entries, found, strict=True), residues=args.residues)
+    if args.out is None:
+        for row in (header, *rows):
+            print(_line(row), end="", flush=True)
+        return 0
+    write_text(args.out, "".join(map(_line, (header, *rows))))
+    return 0
+
+
+def _rows(scored: Iterable[tuple[Entry, Any]], *, residues: bool) -> Iterator[tuple[object, ...]]:
+    for entry, log_p in scored:
+        if residues:
+            for position, (letter, value) in enumerate(zip(entry.sequence, log_p.tolist(), strict=True), start=1):
+                yield entry.id, position, letter, f"{value:.6f}"
+        else:
+            total = float(log_p.sum(dtype="float64"))
+            yield entry.id, len(log_p), f"{total:.6f}", f"{math.exp(-total / len(log_p)):.6f}"
+
+
+def _line(row: tuple[object, ...]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(row)
+    return text.getvalue()
