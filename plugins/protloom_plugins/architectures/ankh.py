@@ -22,7 +22,7 @@ from protloom.contracts import BuildContext, Encoded, Offsets
 from protloom.errors import UserError
 from protloom_plugins.architectures.ankh_cache import AnkhCache, BlockCache
 from protloom_plugins.architectures.ankh_layers import Attention, relative_buckets
-from protloom_plugins.architectures.encoding import last_layer, recomputes, run_blocks
+from protloom_plugins.architectures.encoding import last_layer, run_blocks
 from protloom_plugins.architectures.gated_layers import GatedMLP, Projection, RMSNorm
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Ankh(nn.Module):
             layers=layers,
             stop_at=stop_at,
             heads=self.heads,
-            recompute=recomputes(self, self.activation_checkpointing),
+            recompute=self._recomputes(),
         )
 
     def decode(
@@ -213,7 +213,7 @@ class Ankh(nn.Module):
         x = self._embed(tokens)
         shared = Shared(cu, self._bias(self.decoder_bias, cu.longest, both=False), memory_cu)
         kept = {0: x} if 0 in layers else {}
-        recompute = recomputes(self, self.activation_checkpointing)
+        recompute = self._recomputes()
         for number, block in enumerate(self.decoder_blocks, start=1):
             x = checkpoint(block, x, memory, shared, use_reentrant=False) if recompute else block(x, memory, shared)
             if number in layers and number < depth:
@@ -258,6 +258,9 @@ class Ankh(nn.Module):
         if self.config.decoder_layers in layers:
             kept[self.config.decoder_layers] = last
         return Encoded(last, kept)
+
+    def _recomputes(self) -> bool:
+        return self.activation_checkpointing and self.training and torch.is_grad_enabled()
 
     def _embed(self, tokens: Tensor) -> Tensor:
         """Looks tokens up ``[T, D]``."""

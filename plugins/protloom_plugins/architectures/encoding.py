@@ -74,11 +74,6 @@ def last_layer(layers: Iterable[int], depth: int, stop_at: int | None) -> int:
     return last
 
 
-def recomputes(network: nn.Module, asked: bool) -> bool:
-    """Tells whether this pass of ``network`` runs blocks again in its backward pass, if the run ``asked`` for it."""
-    return asked and network.training and torch.is_grad_enabled()
-
-
 def sequence_of_tokens(cu: Offsets) -> Tensor:
     """Returns ``[T]`` the number of the sequence that each token belongs to, without asking the device for sizes."""
     numbers = torch.arange(cu.n, device=cu.cu.device)

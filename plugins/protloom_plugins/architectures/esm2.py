@@ -8,16 +8,14 @@ operations follow fair-esm, whose weights load (see :mod:`protloom_plugins.archi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from protloom.contracts import BuildContext, Encoded, Offsets
-from protloom_plugins.architectures.encoding import recomputes, run_blocks, sequence_of_tokens
-from protloom_plugins.architectures.rotary import Shared, rotary_attention, rotary_frequencies, rotary_pass
+from protloom.contracts import BuildContext, Offsets
+from protloom_plugins.architectures.rotary import RotaryEncoder, Shared, rotary_attention
 
 if TYPE_CHECKING:
     from protloom.ops import Ops
@@ -77,7 +75,7 @@ class Head(nn.Module):
         return F.linear(self.norm(self.ops.gelu(self.dense(hidden))), embedding, self.bias)
 
 
-class Esm2(nn.Module):
+class Esm2(RotaryEncoder):
     """ESM-2 over packed sequences; see :class:`protloom.contracts.Architecture`.
 
     Args:
@@ -88,10 +86,7 @@ class Esm2(nn.Module):
     capabilities = frozenset({"encode", "attentions", "contacts"})
 
     def __init__(self, config: Esm2Config, build: BuildContext) -> None:
-        super().__init__()
-        self.config = config
-        self.width, self.depth, self.heads = config.width, config.layers, config.heads
-        self.activation_checkpointing = build.activation_checkpointing
+        super().__init__(config, build)
         self.mask_id = build.tokenizer.mask_id
         self.pad_id = build.tokenizer.pad_id
         self._specials = len(build.tokenizer.prefix), len(build.tokenizer.suffix)
@@ -127,32 +122,6 @@ class Esm2(nn.Module):
                     nn.init.xavier_uniform_(projection, gain=1 / math.sqrt(2))
                 nn.init.xavier_uniform_(block.attention_out.weight)  # type: ignore[arg-type, union-attr]
                 block.attention_out.bias.zero_()  # type: ignore[union-attr, operator]
-
-    def encode(
-        self,
-        tokens: Tensor,
-        cu: Offsets,
-        *,
-        layers: Sequence[int] = (),
-        stop_at: int | None = None,
-        attentions: bool = False,
-    ) -> Encoded:
-        """Maps ``tokens`` ``[T]`` to states ``[T, D]``; see :meth:`protloom.contracts.Architecture.encode`.
-
-        Raises:
-            ValueError: if a layer is asked for that does not exist or lies beyond ``stop_at``.
-        """
-        sequence = sequence_of_tokens(cu)  # [T]
-        return run_blocks(
-            self._embed(tokens, cu, sequence),
-            self.blocks,
-            self.final_norm,
-            rotary_pass(cu, sequence, self._frequencies(cu.cu.device), attentions=attentions),
-            layers=layers,
-            stop_at=stop_at,
-            heads=self.heads,
-            recompute=recomputes(self, self.activation_checkpointing),
-        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Maps final states ``[M, D]`` to ``[M, vocabulary]``."""
@@ -192,7 +161,7 @@ class Esm2(nn.Module):
             for features in self.contact_features(tokens, cu)
         ]
 
-    def _embed(self, tokens: Tensor, cu: Offsets, sequence: Tensor) -> Tensor:
+    def embed(self, tokens: Tensor, cu: Offsets, sequence: Tensor) -> Tensor:
         """Looks tokens up ``[T, D]`` and applies token dropout, each sequence by its own share of masks."""
         x: Tensor = self.embedding(tokens)
         if not self.config.token_dropout or self.mask_id is None:
@@ -205,8 +174,7 @@ class Esm2(nn.Module):
         factor = (1.0 - self.config.train_mask_ratio) / kept  # [n]
         return x * factor[sequence].masked_fill(masked, 0.0).to(x.dtype).unsqueeze(1)
 
-    def _frequencies(self, device: torch.device) -> Tensor:
-        """Returns the rotary frequencies ``[d/2]``."""
-        dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
-        exact = rotary_frequencies(self.width // self.heads, self.config.rope_base, dtype=dtype, device=device)
-        return exact.half().to(dtype) if self.config.rope_precision == "fp16" else exact
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Returns the rotary frequencies ``[d/2]``, rounded as the weights were trained with."""
+        exact = super().frequencies(device)
+        return exact.half().to(exact.dtype) if self.config.rope_precision == "fp16" else exact

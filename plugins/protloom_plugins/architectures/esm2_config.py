@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from protloom.settings import Section
+from protloom_plugins.architectures.rotary_config import RotarySection
 
 
-class Esm2Config(Section):
+class Esm2Config(RotarySection):
     """Options of ``esm2``; the defaults beside the size are those of the released ESM-2 models."""
 
     layers: int = Field(default=6, ge=1, description="Number of blocks")
@@ -20,7 +20,6 @@ class Esm2Config(Section):
     train_mask_ratio: float = Field(
         default=0.12, ge=0, lt=1, description="Share of <mask> tokens that the rescaling assumes: 0.15 · 0.8"
     )
-    rope_base: float = Field(default=10000.0, gt=1, description="Base of the rotary angles")
     rope_precision: Literal["fp32", "fp16"] = Field(
         default="fp32", description="fp16 rounds the rotary frequencies, as some released weights were trained with"
     )
@@ -28,11 +27,3 @@ class Esm2Config(Section):
     init: Literal["normal", "esm2"] = Field(
         default="normal", description="normal: N(0, 0.02) as transformers does; esm2: as fair-esm builds its modules"
     )
-
-    @model_validator(mode="after")
-    def _head_size(self) -> Esm2Config:
-        if self.width % (2 * self.heads):
-            raise ValueError(
-                f"width ({self.width}) must be a multiple of 2 × heads ({self.heads}): rotary positions pair features"
-            )
-        return self

@@ -6,7 +6,6 @@ tensors and plain data are ever unpickled.
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -21,7 +20,14 @@ from protloom.errors import UserError
 from protloom_plugins.architectures.esm2_config import Esm2Config
 from protloom_plugins.architectures.esm2_files import tokenizer_files, transformers_config
 from protloom_plugins.architectures.rotary import rotary_frequencies
-from protloom_plugins.architectures.tensor_files import load_tensors, load_torch
+from protloom_plugins.architectures.tensor_files import (
+    config_of,
+    load_tensors,
+    load_torch,
+    require_numbers,
+    take,
+    validated,
+)
 from protloom_plugins.tokenizers.esm import VOCAB, EsmTokenizer, EsmTokenizerConfig
 
 if TYPE_CHECKING:
@@ -96,7 +102,7 @@ class Esm2Weights:
     def recognises(self, source: Path) -> bool:
         """Tells whether ``source`` is an ESM-2 ``.pt`` file or a folder whose config.json says ``esm``."""
         if source.is_dir():
-            return _config_of(source).get("model_type") == "esm"
+            return config_of(source).get("model_type") == "esm"
         return source.is_file() and source.suffix == ".pt" and _looks_like_fair_esm(source)
 
     def read(self, source: Path) -> ImportedWeights:
@@ -174,7 +180,8 @@ def _fair_esm_config(content: Mapping[str, Any], tensors: Mapping[str, Tensor], 
         heads = embedding.shape[1] // (2 * frequencies.numel())
     if heads is None:
         raise UserError(f"{file}: states no 'encoder_attention_heads' under 'cfg' or 'args', so it cannot be used")
-    return _validated(
+    return validated(
+        Esm2Config,
         {
             "layers": options.get("layers", max(numbers, default=0) + 1),
             "width": embedding.shape[1],
@@ -186,22 +193,15 @@ def _fair_esm_config(content: Mapping[str, Any], tensors: Mapping[str, Tensor], 
             "rope_precision": _rope_precision(frequencies, 10000.0, file),
         },
         file,
+        "ESM-2",
     )
 
 
 # --------------------------------------------------------------------------------------------------- transformers
 
 
-def _config_of(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
 def _read_folder(folder: Path) -> ImportedWeights:
-    stated = _config_of(folder)
+    stated = config_of(folder)
     file, tensors = load_tensors(folder)
     tensors = {_modern(key.removeprefix("esm.")): value for key, value in tensors.items()}
     frequencies = next((value for key, value in tensors.items() if FREQUENCIES.fullmatch(key)), None)
@@ -218,9 +218,7 @@ def _modern(key: str) -> str:
 
 def _folder_config(stated: Mapping[str, Any], frequencies: Tensor | None, file: Path) -> Esm2Config:
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    for key in needed:
-        if not isinstance(stated.get(key), int):
-            raise UserError(f"{file}: key {key!r} is missing or not a whole number: not the config of an ESM-2 model")
+    require_numbers(stated, needed, file, "an ESM-2")
     if stated.get("position_embedding_type") != "rotary":
         kind = stated.get("position_embedding_type", "absolute")
         raise UserError(
@@ -229,7 +227,8 @@ def _folder_config(stated: Mapping[str, Any], frequencies: Tensor | None, file: 
     if stated.get("emb_layer_norm_before"):
         raise UserError(f"{file}: emb_layer_norm_before is set, which ESM-2 models do not have")
     width, base = stated["hidden_size"], _rope_base(stated)
-    return _validated(
+    return validated(
+        Esm2Config,
         {
             "layers": stated["num_hidden_layers"],
             "width": width,
@@ -241,6 +240,7 @@ def _folder_config(stated: Mapping[str, Any], frequencies: Tensor | None, file: 
             "rope_precision": _rope_precision(frequencies, base, file),
         },
         file,
+        "ESM-2",
     )
 
 
@@ -261,14 +261,6 @@ def _check_vocabulary(folder: Path, stated: Mapping[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- common
-
-
-def _validated(options: Mapping[str, Any], file: Path) -> Esm2Config:
-    try:
-        return Esm2Config(**options)
-    except ValueError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: not a valid ESM-2 size: {reason}") from None
 
 
 def _ffn_multiple(inner: int, width: int, file: Path) -> int:
@@ -319,12 +311,8 @@ def _assemble(
     for own, names in table.items():
         if own in state:
             continue
-        parts = [_get(tensors, name, file) for name in names]
-        for name, part in zip(names, parts, strict=True):
-            expected = (shapes[own][0] // len(names), *shapes[own][1:])
-            if tuple(part.shape) != expected:
-                raise UserError(f"{file}: key {name!r} has shape {list(part.shape)}, expected {list(expected)}")
-        state[own] = torch.cat([part.to(torch.float32) for part in parts]).contiguous()
+        shape = (shapes[own][0] // len(names), *shapes[own][1:])
+        state[own] = torch.cat([take(tensors, name, shape, file) for name in names]).contiguous()
     return state, tuple(notes)
 
 

@@ -1,18 +1,21 @@
-"""Self-attention with rotary positions that restart at every sequence (Su et al. 2021, RoFormer, section 3.4)."""
+"""Encoders with rotary positions that restart at every sequence (Su et al. 2021, RoFormer, section 3.4)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from protloom.contracts import Offsets
+from protloom.contracts import BuildContext, Encoded, Offsets
+from protloom_plugins.architectures.encoding import run_blocks, sequence_of_tokens
 from protloom_plugins.kernels.reference import visible
 
 if TYPE_CHECKING:
     from protloom.ops import Ops
+    from protloom_plugins.architectures.rotary_config import RotarySection
 
 
 @dataclass(frozen=True)
@@ -40,20 +43,6 @@ def rotary_frequencies(
     """Returns ``base^(-2i / size)`` for i = 0 … size/2 − 1: radians by which pair i of a head turns a position."""
     # computed in each pass, not kept as a buffer: a network built on the meta device has nothing to restore
     return 1.0 / base ** (torch.arange(0, size, 2, dtype=dtype, device=device) / size)
-
-
-def rotary_pass(cu: Offsets, sequence: Tensor, frequencies: Tensor, *, attentions: bool) -> Shared:
-    """Computes cosines and sines of all tokens, once for all blocks of a pass.
-
-    Args:
-        cu: offsets of the sequences.
-        sequence: ``[T]`` the number of each token's sequence.
-        frequencies: ``[d/2]``, whose type the angles have.
-        attentions: whether blocks return their attention maps.
-    """
-    within = torch.arange(cu.total, device=cu.cu.device) - cu.cu[:-1][sequence]  # [T]
-    angles = within.to(frequencies.dtype).unsqueeze(1) * frequencies
-    return Shared(cu, angles.cos(), angles.sin(), attentions)
 
 
 def rotary_attention(
@@ -90,3 +79,75 @@ def attention_maps(q: Tensor, k: Tensor, cu: Offsets, scale: float, window: int 
             scores = scores.masked_fill(~seen, -torch.inf)
         maps.append(torch.softmax(scores, dim=-1))
     return maps
+
+
+class RotaryEncoder(nn.Module):
+    """What encoders with rotary positions have in common; see :class:`protloom.contracts.Architecture`.
+
+    A subclass makes ``embedding``, ``blocks`` and ``final_norm``.
+
+    Args:
+        config: size and base of the angles.
+        build: says whether blocks are recomputed in the backward pass.
+    """
+
+    capabilities = frozenset({"encode", "attentions"})
+    embedding: nn.Embedding
+    blocks: nn.ModuleList
+    final_norm: nn.Module
+
+    def __init__(self, config: RotarySection, build: BuildContext) -> None:
+        super().__init__()
+        self.config: Any = config
+        self.width, self.depth, self.heads = config.width, config.layers, config.heads
+        self.activation_checkpointing = build.activation_checkpointing
+
+    @property
+    def attention_blocks(self) -> nn.ModuleList:
+        """The blocks by which hidden states are numbered; each reads :class:`Shared`."""
+        return self.blocks
+
+    def embed(self, tokens: Tensor, cu: Offsets, sequence: Tensor) -> Tensor:
+        """Returns state 0, ``[T, D]``; ``sequence`` ``[T]`` is the number of each token's sequence."""
+        del cu, sequence
+        x: Tensor = self.embedding(tokens)
+        return x
+
+    def frequencies(self, device: torch.device) -> Tensor:
+        """Returns the rotary frequencies ``[d/2]``, in at least fp32."""
+        dtype = torch.promote_types(self.embedding.weight.dtype, torch.float32)
+        return rotary_frequencies(self.width // self.heads, self.config.rope_base, dtype=dtype, device=device)
+
+    def recomputes(self) -> bool:
+        """Tells whether blocks run again in the backward pass of this pass."""
+        return self.activation_checkpointing and self.training and torch.is_grad_enabled()
+
+    def encode(
+        self,
+        tokens: Tensor,
+        cu: Offsets,
+        *,
+        layers: Sequence[int] = (),
+        stop_at: int | None = None,
+        attentions: bool = False,
+    ) -> Encoded:
+        """Maps ``tokens`` ``[T]`` to states ``[T, D]``; see :meth:`protloom.contracts.Architecture.encode`.
+
+        Raises:
+            ValueError: if a layer is asked for that does not exist or lies beyond ``stop_at``.
+        """
+        sequence = sequence_of_tokens(cu)  # [T]
+        frequencies = self.frequencies(cu.cu.device)
+        # cosines and sines of all tokens, once for all blocks
+        within = torch.arange(cu.total, device=cu.cu.device) - cu.cu[:-1][sequence]  # [T]
+        angles = within.to(frequencies.dtype).unsqueeze(1) * frequencies  # [T, d/2]
+        return run_blocks(
+            self.embed(tokens, cu, sequence),
+            self.attention_blocks,
+            self.final_norm,
+            Shared(cu, angles.cos(), angles.sin(), attentions),
+            layers=layers,
+            stop_at=stop_at,
+            heads=self.heads,
+            recompute=self.recomputes(),
+        )

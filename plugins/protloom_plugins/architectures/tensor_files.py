@@ -1,14 +1,16 @@
-"""Reads tensors from the files of other programs: safetensors, shards, plain pickles."""
+"""Reads the files of other programs: config.json, and tensors in safetensors, shards and plain pickles."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,6 +23,43 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+C = TypeVar("C", bound=BaseModel)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """Returns the config.json of a folder, empty where there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def require_numbers(stated: Mapping[str, Any], keys: Iterable[str], file: Path, what: str) -> None:
+    """Raises UserError if a config lacks one of ``keys``, or has something else than a whole number there."""
+    for key in keys:
+        if not isinstance(stated.get(key), int):
+            raise UserError(f"{file}: key {key!r} is missing or not a whole number: not the config of {what} model")
+
+
+def validated(model: type[C], options: Mapping[str, Any], file: Path, what: str) -> C:
+    """Returns options as a config model; raises UserError, in one line, if they make no network."""
+    try:
+        return model(**options)
+    except ValueError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: not a valid {what} size: {reason}") from None
+
+
+def take(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], file: Path) -> Tensor:
+    """Returns a tensor in fp32; raises UserError if it is missing or has another shape."""
+    if name not in tensors:
+        raise UserError(f"{file}: key {name!r} is missing")
+    value = tensors[name]
+    if tuple(value.shape) != shape:
+        raise UserError(f"{file}: key {name!r} has shape {list(value.shape)}, expected {list(shape)}")
+    return value.to(torch.float32)
 
 
 def load_torch(file: Path) -> dict[str, Any]:
