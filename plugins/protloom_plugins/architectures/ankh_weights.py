@@ -68,10 +68,13 @@ class AnkhWeights:
         if vocabulary != stated["vocab_size"]:
             raise UserError(f"{weights}: {SHARED!r} has {vocabulary} rows, but {file} says {stated['vocab_size']}")
         state, missing = _assemble(tensors, config, vocabulary, weights)
+        if missing:
+            what = "decoder" if len(missing) > 1 else "output head"
+            notes.append(f"{weights.name} has no {what}: initialised, so train it before using it")
         if stated.get("dropout_rate", 0.1) > 0:
             notes.append(f"{file.name} states dropout {stated.get('dropout_rate', 0.1)}: the network here has none")
         return ImportedWeights(
-            config.model_dump(mode="json"), state, _tokenizer(source, vocabulary), (*notes, *missing)
+            config.model_dump(mode="json"), state, _tokenizer(source, vocabulary), tuple(notes), tuple(missing)
         )
 
     def export(
@@ -216,8 +219,7 @@ def _assemble(
         if own in state:
             continue
         state[own] = take(tensors, name, shapes[own], file).contiguous()
-    what = "decoder" if len(absent) > 1 else "output head"
-    return state, [f"{file.name} has no {what}: initialised, so train it before using it"] if absent else []
+    return state, absent
 
 
 def _shapes(config: AnkhConfig, vocabulary: int) -> dict[str, tuple[int, ...]]:
