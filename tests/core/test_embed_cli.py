@@ -384,6 +384,25 @@ def test_what_goes_wrong_leaves_npz_and_parquet_as_they_were(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_overwriting_loses_nothing_where_it_fails_at_once(
+    fasta: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, odd = tmp_path / "x.h5", tmp_path / "odd.fasta"
+    odd.write_text(">a\nMKT\n>b\nMK*T\n")
+    embed(fasta, out, model)
+    before = out.read_bytes()
+    refused(capsys, odd, "-o", out, "--model", model, "--strict", "--overwrite")
+    assert out.read_bytes() == before
+    assert [p.name for p in tmp_path.glob(".*")] == []
+    # and where there was nothing, nothing stays that a second try would stumble over
+    other = tmp_path / "y.h5"
+    refused(capsys, odd, "-o", other, "--model", model, "--strict")
+    assert not other.exists()
+    embed(odd, other, model, "--pool", "max")
+    embed(odd, out, model, "--overwrite")
+    assert set(read_hdf5(out)) == {"a"}  # without --strict the other one is dropped
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".npz", ".parquet"])
 def test_no_space_left(fasta: Path, model: Path, tmp_path: Path, suffix: str) -> None:
     resource = pytest.importorskip("resource")

@@ -213,6 +213,24 @@ def test_ids_come_from_the_file(tmp_path: Path) -> None:
     assert make("ankh3", **section).fingerprint == tokenizer.fingerprint, "the section holds all that the file does"
 
 
+@pytest.mark.parametrize("stated", [225, 200])
+def test_as_many_sentinels_as_the_folder_states(tmp_path: Path, stated: int) -> None:
+    """A file with fewer pieces than ids: what the sentinels leave has a row in the network, but no name."""
+    transformers = pytest.importorskip("transformers")
+    symbols = ["[S2S]", "[NLG]", "[MODE9]", "[NLU]", *"LAGSVERTIDPKNFQYHMCW", *"ZB"]  # 29 pieces in all
+    file = trained_model(tmp_path / "spiece.model", symbols)
+    config = {"tokenizer_class": "T5Tokenizer", "extra_ids": stated}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = make("ankh3", vocabulary_file=str(file))
+    assert tokenizer.sentinels == tuple(range(28 + stated, 28, -1))
+    assert len(tokenizer.vocab) == 256
+    referee = transformers.T5Tokenizer.from_pretrained(tmp_path, extra_ids=stated)
+    assert referee.convert_tokens_to_ids("<extra_id_0>") == tokenizer.sentinels[0]
+    # and written for sentencepiece, the pieces keep their ids
+    processor = sentencepiece.SentencePieceProcessor(model_proto=sentencepiece_model(tokenizer.vocab))
+    assert [processor.id_to_piece(i) for i in range(processor.get_piece_size())] == list(tokenizer.vocab[:29])
+
+
 def test_another_family_is_refused(tmp_path: Path) -> None:
     for file, tokenizer in (("3.model", ANKH3), ("1.model", ANKH)):
         (tmp_path / file).write_bytes(sentencepiece_model(tokenizer.vocab))

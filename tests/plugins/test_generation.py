@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from itertools import product
 from typing import Any
@@ -51,6 +52,16 @@ def log_probability(pair: Pair, source: Tensor, target: tuple[int, ...]) -> floa
     with torch.no_grad():
         logits = pair.theirs(input_ids=source[None], labels=labels).logits[0]
     return float(logits.log_softmax(-1)[torch.arange(len(target)), labels[0]].sum())
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_probabilities_that_are_no_numbers_end_it(pair: Pair, beams: int) -> None:
+    tokens, cu = packed(SOURCE, 144)
+    sick = copy.deepcopy(pair.ours)
+    with torch.no_grad():
+        sick.head.weight[5] = float("nan")
+    with pytest.raises(UserError, match="not numbers"):
+        write(sick, tokens, cu, Decoding(max_length=4, beams=beams), start=PAD, end=END)
 
 
 class TestGreedy:
