@@ -2,63 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, ClassVar, cast
 
+import encoder_contract
 import esm
 import pytest
 import torch
 import transformers
+from encoder_contract import EXACT, KERNELS, EncoderContract, randomise, sequences
 from torch import Tensor, nn
 
-from protloom import ops
-from protloom.contracts import Architecture, BuildContext, Offsets
+from protloom.contracts import BuildContext, Offsets
 from protloom_plugins.architectures import protloom_architectures
 from protloom_plugins.architectures.esm2 import Esm2
 from protloom_plugins.architectures.esm2_config import Esm2Config
 from protloom_plugins.architectures.esm2_weights import Esm2Weights
-from protloom_plugins.kernels.native import TorchBackend
-from protloom_plugins.kernels.reference import ReferenceBackend
 from protloom_plugins.tokenizers.esm import EsmTokenizer, EsmTokenizerConfig
 
 TOKENIZER = EsmTokenizer(EsmTokenizerConfig())
-OWN = {"reference": ReferenceBackend(), "torch": TorchBackend()}
-OPS = ops.select("auto", OWN, {}, torch.device("cpu"), torch.float32)
 SIZES = {"3 layers, width 24, 3 heads": (3, 24, 3), "8M": (6, 320, 20), "2 layers, width 30, 5 heads": (2, 30, 5)}
-EXACT = {"rtol": 1e-5, "atol": 1e-5}
 LENGTHS = [1, 2, 7, 31, 70, 48, 230]
+packed = partial(encoder_contract.packed, tokenizer=TOKENIZER)
 
 
-def build(config: Esm2Config, *, checkpointing: bool = False) -> Esm2:
-    return Esm2(config, BuildContext(TOKENIZER, OPS, activation_checkpointing=checkpointing))
-
-
-def packed(lengths: list[int], *, masks: float = 0.2) -> tuple[Tensor, Offsets]:
-    """Random tokens of sequences with ``lengths`` residues each, between <cls> and <eos>, some of them masked."""
-    generator = torch.Generator().manual_seed(sum(lengths))
-    parts = []
-    for length in lengths:
-        residues = torch.randint(4, 31, (length,), generator=generator)
-        residues[torch.rand(length, generator=generator) < masks] = 32
-        parts.append(torch.cat([torch.tensor([0]), residues, torch.tensor([2])]))
-    return torch.cat(parts), Offsets.of(len(part) for part in parts)
-
-
-def sequences(tokens: Tensor, cu: Offsets) -> Iterator[tuple[slice, Tensor]]:
-    for start, end in zip(cu.bounds, cu.bounds[1:], strict=False):
-        yield slice(start, end), tokens[start:end].unsqueeze(0)
-
-
-def randomise(model: nn.Module) -> None:
-    """Draws every parameter, norms and biases too, so that no two of them can be confused."""
-    generator = torch.Generator().manual_seed(11)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            # matrices keep the size of what they multiply, as trained ones do
-            scale = 0.75 * parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.2
-            parameter.copy_(noise * scale + (1.0 if "norm.weight" in name else 0.0))
+def build(config: Esm2Config) -> Esm2:
+    return Esm2(config, BuildContext(TOKENIZER, KERNELS["torch"]))
 
 
 @dataclass(frozen=True)
@@ -200,15 +170,7 @@ def small() -> Esm2:
     return model
 
 
-class TestPacking:
-    def test_a_packed_batch_equals_its_sequences_one_by_one(self, small: Esm2) -> None:
-        lengths = list(range(1, 71))
-        tokens, cu = packed(lengths)
-        together = small.encode(tokens, cu).last
-        for rows, ids in sequences(tokens, cu):
-            alone = small.encode(ids[0], Offsets.of([ids.shape[1]])).last
-            torch.testing.assert_close(alone, together[rows], rtol=1e-6, atol=1e-6)
-
+class TestTokenDropout:
     def test_masks_of_one_sequence_do_not_rescale_another(self, small: Esm2) -> None:
         first, second = packed([20], masks=0.0)[0], packed([30], masks=0.9)[0]
         cu = Offsets.of([len(first), len(second)])
@@ -221,101 +183,14 @@ class TestPacking:
         state = small.encode(tokens, Offsets.of([3])).last
         assert bool(state.isfinite().all())
 
-    def test_zero_sequences(self, small: Esm2) -> None:
-        small.train()
-        small.zero_grad()
-        try:
-            none = torch.zeros(0, dtype=torch.int32)
-            encoded = small.encode(none, Offsets.of([]), layers=(0, 2), attentions=True)
-            assert encoded.last.shape == encoded.layers[2].shape == (0, 24)
-            assert encoded.attentions == []
-            logits = small.logits(encoded.last)
-            assert logits.shape == (0, 33)
-            logits.sum().backward()
-            for name, parameter in small.named_parameters():
-                if parameter.requires_grad:
-                    assert parameter.grad is not None, name
-                    assert float(parameter.grad.abs().sum()) == 0, name
-            assert small.contacts(none, Offsets.of([])) == []
-        finally:
-            small.zero_grad()
-            small.eval()
+    def test_zero_sequences_have_no_contacts(self, small: Esm2) -> None:
+        assert small.contacts(torch.zeros(0, dtype=torch.int32), Offsets.of([])) == []
 
 
-class TestPasses:
-    def test_stop_at_gives_the_state_of_a_full_pass(self, small: Esm2) -> None:
-        tokens, cu = packed([12, 5])
-        full = small.encode(tokens, cu, layers=(0, 1, 2, 3))
-        for stop in range(4):
-            part = small.encode(tokens, cu, stop_at=stop, layers=(stop,), attentions=True)
-            assert torch.equal(part.last, full.layers[stop])
-            assert torch.equal(part.layers[stop], part.last)
-            assert part.attentions is not None
-            assert [maps.shape for maps in part.attentions] == [(stop, 3, 14, 14), (stop, 3, 7, 7)]
-        assert torch.equal(full.last, full.layers[3])
-        assert not torch.equal(full.layers[2], full.layers[3])
-
-    @pytest.mark.parametrize("request_", [{"stop_at": 4}, {"layers": (4,)}, {"stop_at": 1, "layers": (2,)}])
-    def test_states_that_do_not_exist_are_refused(self, small: Esm2, request_: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match="0 … 3"):
-            small.encode(*packed([4]), **request_)
-
-    def test_activation_checkpointing_gives_equal_gradients(self) -> None:
-        config = Esm2Config(layers=3, width=24, heads=3)
-        plain, recomputed = build(config).train(), build(config, checkpointing=True).train()
-        recomputed.load_state_dict(plain.state_dict())
-        calls = 0
-
-        def count(*_: Any) -> None:
-            nonlocal calls
-            calls += 1
-
-        recomputed.blocks[1].register_forward_pre_hook(count)
-        tokens, cu = packed([30, 41])
-        for model in (plain, recomputed):
-            model.logits(model.encode(tokens, cu).last).square().mean().backward()
-        assert calls == 2  # once forward, once again for the backward pass
-        for (name, one), (_, two) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
-            if one.requires_grad:
-                assert one.grad is not None
-                assert two.grad is not None
-                assert torch.equal(one.grad, two.grad), name
-        recomputed.eval()
-        recomputed.encode(tokens, cu)
-        assert calls == 3
-
-    def test_bf16_autocast_stays_near_fp32(self) -> None:
-        model = build(Esm2Config(layers=3, width=24, heads=3, init="normal")).eval()
-        tokens, cu = packed([40, 80])
-        exact = model.logits(model.encode(tokens, cu).last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            encoded = model.encode(tokens, cu)
-            logits = model.logits(encoded.last)
-        assert encoded.last.dtype == torch.float32  # the residual stream keeps full precision
-        torch.testing.assert_close(logits.float(), exact, rtol=0.05, atol=0.02)
-
-    def test_compiles_into_one_graph(self, small: Esm2) -> None:
-        tokens, cu = packed([9, 14])
-
-        def run(ids: Tensor) -> Tensor:
-            return small.logits(small.encode(ids, cu).last)
-
-        compiled = torch.compile(run, backend="aot_eager", fullgraph=True)  # raises where the graph would break
-        small.zero_grad()
-        compiled(tokens).square().sum().backward()
-        grads = [p.grad.clone() for p in small.parameters() if p.grad is not None]
-        small.zero_grad()
-        run(tokens).square().sum().backward()
-        others = [p.grad for p in small.parameters() if p.grad is not None]
-        small.zero_grad()
-        assert len(grads) == len(others) > 0
-        for one, two in zip(grads, others, strict=True):
-            torch.testing.assert_close(one, two)
-
-    def test_float64(self) -> None:
-        model = build(Esm2Config(layers=2, width=16, heads=2)).double().eval()
-        tokens, cu = packed([9])
-        assert model.encode(tokens, cu).last.dtype == torch.float64
+class TestContract(EncoderContract):
+    factory: ClassVar[Any] = Esm2
+    config: ClassVar[Any] = Esm2Config(layers=3, width=24, heads=3)
+    tokenizer: ClassVar[Any] = TOKENIZER
 
 
 class TestSize:
@@ -335,26 +210,6 @@ class TestSize:
         with torch.device("meta"):
             model = build(Esm2Config(**spec.sizes[size]))
         assert sum(p.numel() for p in model.parameters()) == parameters
-
-    def test_a_network_from_the_meta_device_works(self) -> None:
-        config = Esm2Config(layers=2, width=16, heads=2)
-        with torch.device("meta"):
-            model = build(config)
-        model = model.to_empty(device="cpu")
-        torch.manual_seed(0)
-        model.initialise()
-        torch.manual_seed(0)
-        normal = build(config)
-        normal.initialise()
-        for name, value in normal.state_dict().items():
-            assert value.shape == model.state_dict()[name].shape
-        model.load_state_dict(normal.state_dict())
-        tokens, cu = packed([8])
-        assert torch.equal(model.encode(tokens, cu).last, normal.encode(tokens, cu).last)
-
-    def test_is_an_architecture(self, small: Esm2) -> None:
-        assert isinstance(small, Architecture)
-        assert (cast(Architecture, small).width, small.depth, small.heads) == (24, 3, 3)
 
     @pytest.mark.parametrize("options", [{"width": 24, "heads": 5}, {"width": 30, "heads": 10}, {"layers": 0}])
     def test_impossible_sizes_are_refused(self, options: dict[str, int]) -> None:
