@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,6 +86,7 @@ def refused(adapter: Any, folder: Path, said: str) -> None:
 class EncoderContract:
     """Inherited by a test class that says how its architecture is built: 3 blocks, width 24, 3 heads."""
 
+    name: ClassVar[str]
     factory: ClassVar[Any]
     config: ClassVar[Any]
     tokenizer: ClassVar[Tokenizer]
@@ -171,14 +175,16 @@ class EncoderContract:
     def test_activation_checkpointing_gives_equal_gradients(self) -> None:
         plain, recomputed = self.build().train(), self.build(checkpointing=True).train()
         recomputed.load_state_dict(plain.state_dict())
-        calls: list[str] = []
-        for name, block in enumerate(recomputed.blocks):
-            block.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
+        calls: list[tuple[str, int]] = []
+        for kind, model in (("plain", plain), ("recomputed", recomputed)):
+            for number, block in enumerate(model.blocks):
+                block.register_forward_pre_hook(lambda *_, call=(kind, number): calls.append(call))
         tokens, cu = packed([30, 41], self.tokenizer)
         for model in (plain, recomputed):
             model.logits(model.encode(tokens, cu).last).square().mean().backward()
+        numbers = range(len(plain.blocks))
         # once forward, once again for the backward pass
-        assert sorted(calls) == sorted([*range(len(recomputed.blocks))] * 2)
+        assert sorted(calls) == sorted([("plain", i) for i in numbers] + [("recomputed", i) for i in numbers] * 2)
         for (name, one), (_, two) in zip(plain.named_parameters(), recomputed.named_parameters(), strict=True):
             if one.requires_grad:
                 assert one.grad is not None
@@ -187,7 +193,7 @@ class EncoderContract:
         recomputed.eval()
         calls.clear()
         recomputed.encode(tokens, cu)
-        assert calls == [*range(len(recomputed.blocks))]
+        assert calls == [("recomputed", i) for i in numbers]
 
     def test_bf16_autocast_stays_near_fp32(self) -> None:
         model = self.build().eval()
@@ -240,8 +246,19 @@ class EncoderContract:
         tokens, cu = packed([8], self.tokenizer)
         assert torch.equal(model.encode(tokens, cu).last, normal.encode(tokens, cu).last)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("parallel", ["ddp", "fsdp2"])
+    def test_two_processes_have_the_losses_of_one(self, tmp_path: Path, small_fasta: Path, parallel: str) -> None:
+        alike = f"{self.name}:tiny", small_fasta, tmp_path, "trainer.activation_checkpointing=true"
+        _, one = train(*alike, steps=6)
+        _, two = train(*alike, f"trainer.parallel={parallel}", steps=6, processes=2)
+        assert two == pytest.approx(one, abs=1e-4)
+        assert len(two) > 1
 
-def train(architecture: str, fasta: Path, folder: Path, steps: int = 30) -> tuple[Path, list[float]]:
+
+def train(
+    architecture: str, fasta: Path, folder: Path, *more: str, steps: int = 30, processes: int = 1
+) -> tuple[Path, list[float]]:
     """Trains as a user does; returns the run's folder and its validation losses."""
     words = {
         "data.cache_dir": folder / "cache",
@@ -255,10 +272,17 @@ def train(architecture: str, fasta: Path, folder: Path, steps: int = 30) -> tupl
         "trainer.checkpoint_every": steps,
         "trainer.tensorboard": "false",
     }
-    command = ["train", f"--data={fasta}", f"--arch={architecture}", f"--out={folder / 'run'}"]
-    assert main([*command, *(f"{key}={value}" for key, value in words.items())]) == 0
-    records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    return folder / "run", [r["validation/loss"] for r in records if "validation/loss" in r]
+    out = folder / f"run-{processes}"
+    command = ["train", f"--data={fasta}", f"--arch={architecture}", f"--out={out}"]
+    command += [*(f"{key}={value}" for key, value in words.items()), *more]
+    if processes == 1:
+        assert main(command) == 0
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "protloom"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, *launcher, *command], env=environment, check=True, capture_output=True)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return out, [r["validation/loss"] for r in records if "validation/loss" in r]
 
 
 def skewed_fasta(folder: Path) -> Path:

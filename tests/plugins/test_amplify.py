@@ -166,6 +166,7 @@ class TestAgainstFormulas:
 
 
 class TestContract(EncoderContract):
+    name: ClassVar[str] = "amplify"
     factory: ClassVar[Any] = Amplify
     config: ClassVar[Any] = SMALL
     tokenizer: ClassVar[Any] = TOKENIZER

@@ -188,6 +188,7 @@ class TestTokenDropout:
 
 
 class TestContract(EncoderContract):
+    name: ClassVar[str] = "esm2"
     factory: ClassVar[Any] = Esm2
     config: ClassVar[Any] = Esm2Config(layers=3, width=24, heads=3)
     tokenizer: ClassVar[Any] = TOKENIZER

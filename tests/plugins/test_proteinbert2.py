@@ -116,6 +116,7 @@ class TestAgainstFormulas:
 
 
 class TestContract(EncoderContract):
+    name: ClassVar[str] = "proteinbert2"
     factory: ClassVar[Any] = ProteinBert2
     config: ClassVar[Any] = SMALL
     tokenizer: ClassVar[Any] = TOKENIZER

@@ -26,13 +26,12 @@ from protloom_plugins.tokenizers.ankh_vocabulary import (
     read,
     with_sentinels,
 )
+from protloom_plugins.tokenizers.letters import STANDARD, to_ids
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
-
-STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 
 
 class AnkhTokenizerConfig(Section):
@@ -144,14 +143,8 @@ class AnkhTokenizer:
         mode = MODE.match(sequence)
         if mode and mode[1] in self.prefixes:
             prefix, sequence = self.prefixes[mode[1]], sequence[mode.end() :]
-        parts = [np.array(prefix, dtype=np.int32)]
-        for piece in self._special.split(sequence):
-            if piece in self._ids and len(piece) > 1:
-                parts.append(np.array([self._ids[piece]], dtype=np.int32))
-            else:
-                # "?" stands for what is not ASCII: unknown either way
-                parts.append(self.table[np.frombuffer(piece.encode("ascii", "replace"), dtype=np.uint8)])
-        return np.concatenate([*parts, np.array(self.suffix, dtype=np.int32)])
+        inner = to_ids(sequence, self._special, self._ids, self.table)
+        return np.concatenate([np.array(prefix, np.int32), inner, np.array(self.suffix, np.int32)])
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Returns the symbols of ``ids`` joined, special symbols in their written form."""

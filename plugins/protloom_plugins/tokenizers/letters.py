@@ -17,6 +17,27 @@ if TYPE_CHECKING:
 STANDARD = "ACDEFGHIKLMNPQRSTVWY"
 
 
+def to_ids(
+    sequence: str, written: re.Pattern[str], ids: Mapping[str, int], table: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """Returns the ids ``[L]`` of letters and written symbols.
+
+    Args:
+        sequence: letters, and symbols such as ``<mask>``.
+        written: matches, in one group, the symbols of more than one letter.
+        ids: the id of each symbol.
+        table: ``[256]`` the id of each ASCII byte.
+    """
+    parts = [np.zeros(0, dtype=np.int32)]
+    for piece in written.split(sequence):
+        if piece in ids and len(piece) > 1:
+            parts.append(np.array([ids[piece]], dtype=np.int32))
+        else:
+            # "?" stands for what is not ASCII: unknown either way
+            parts.append(table[np.frombuffer(piece.encode("ascii", "replace"), dtype=np.uint8)])
+    return np.concatenate(parts)
+
+
 class LetterTokenizer:
     """One residue a token by one table; see :class:`protloom.contracts.Tokenizer` for the attributes.
 
@@ -67,14 +88,8 @@ class LetterTokenizer:
 
     def encode(self, sequence: str) -> NDArray[np.int32]:
         """Returns prefix + residues + suffix as ids ``[L]``; a written symbol such as ``<mask>`` keeps its id."""
-        parts = [np.array(self.prefix, dtype=np.int32)]
-        for piece in self._special.split(sequence):
-            if piece in self._ids and len(piece) > 1:
-                parts.append(np.array([self._ids[piece]], dtype=np.int32))
-            else:
-                # "?" stands for what is not ASCII: unknown either way
-                parts.append(self.table[np.frombuffer(piece.encode("ascii", "replace"), dtype=np.uint8)])
-        return np.concatenate([*parts, np.array(self.suffix, dtype=np.int32)])
+        inner = to_ids(sequence, self._special, self._ids, self.table)
+        return np.concatenate([np.array(self.prefix, np.int32), inner, np.array(self.suffix, np.int32)])
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer]) -> str:
         """Returns the symbols of ``ids`` joined, special symbols in their written form."""
