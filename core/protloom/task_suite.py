@@ -136,6 +136,37 @@ def option_names(name: str, registry: Registry) -> set[str]:
     return set() if model is None else set(model.model_fields)
 
 
+def options_of(settings: Sequence[str], names: Sequence[str], registry: Registry) -> dict[str, dict[str, Any]]:
+    """Returns the options for each task; each goes to the tasks that have it.
+
+    Args:
+        settings: options, each ``key=value``.
+        names: tasks.
+        registry: where they are found.
+
+    Raises:
+        UserError: if no task has an option of that name.
+    """
+    import yaml
+
+    fields = {name: option_names(name, registry) for name in names}
+    options: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write key=value")
+        takers = [name for name in names if key in fields[name]]
+        if not takers:
+            raise UserError(f"--set {setting}: no such option.{did_you_mean(key, set().union(*fields.values()))}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        for name in takers:
+            options[name][key] = value
+    return options
+
+
 def run(name: str, task: Task, request: Request) -> Report:
     """Runs one task for every subject; a mistake of the user's (missing data) ends in ``Report.error``."""
     card: Mapping[str, Any] = {}

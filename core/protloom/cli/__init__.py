@@ -37,6 +37,7 @@ COMMANDS = {
     "train": Command("train a model on sequences", "protloom.cli.train"),
     "resume": Command("go on with a run that stopped", "protloom.cli.resume"),
     "task": Command("list, show and run downstream tasks", "protloom.cli.task"),
+    "compare": Command("train recipes under one budget and tell where they differ", "protloom.cli.compare"),
     "embed": Command("write the features that a model gives to sequences", "protloom.cli.embed"),
     "complete": Command("write the rest of sequences whose beginning is given", "protloom.cli.complete"),
     "score": Command("tell how likely a model holds sequences, residue by residue", "protloom.cli.score"),

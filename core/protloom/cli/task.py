@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from protloom.cli import common
-from protloom.errors import UserError, did_you_mean
+from protloom.errors import UserError
 
 if TYPE_CHECKING:
     from protloom.contracts import Task
@@ -149,7 +149,7 @@ def _run(args: argparse.Namespace, registry: Registry) -> int:
     if args.out is not None:
         _check_writable(Path(args.out))
     names = task_suite.expand(args.names, registry.names("task"))
-    options = _options(args.set, names, registry)
+    options = task_suite.options_of(args.set, names, registry)
     tasks, unable = _build(names, options, args, registry)
     request = _request(args, registry) if tasks else None
     reports = []
@@ -212,30 +212,6 @@ def _request(args: argparse.Namespace, registry: Registry) -> Request:
     for note in notes:
         common.warn(note)
     return Request(model, twin, floors=args.floors, seed=args.seed, limit=args.limit, tell=tell)
-
-
-def _options(settings: Sequence[str], names: Sequence[str], registry: Registry) -> dict[str, dict[str, Any]]:
-    """Returns the options for each task; each goes to the tasks that have it, and at least one must."""
-    import yaml
-
-    from protloom.task_suite import option_names
-
-    fields = {name: option_names(name, registry) for name in names}
-    options: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write key=value")
-        takers = [name for name in names if key in fields[name]]
-        if not takers:
-            raise UserError(f"--set {setting}: no such option.{did_you_mean(key, set().union(*fields.values()))}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        for name in takers:
-            options[name][key] = value
-    return options
 
 
 def _check_writable(path: Path) -> None:

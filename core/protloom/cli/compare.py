@@ -1,0 +1,91 @@
+"""``protloom compare``: trains recipes under the same budget and tells on which tasks they differ."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protloom.cli import common
+from protloom.errors import UserError
+
+if TYPE_CHECKING:
+    from protloom.compare.plan import Plan
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments."""
+    parser.add_argument("file", metavar="COMPARE.yaml", type=Path, help="recipes, budget, seeds and tasks")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="options on top, e.g. budget.seconds=480")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder; one that was begun goes on")
+    parser.add_argument("--report-only", action="store_true", help="train and evaluate nothing, write the report again")
+    common.json_option(parser)
+    common.example(
+        parser,
+        "protloom compare compare.yaml --out comparisons/jepa",
+        "protloom compare compare.yaml --out comparisons/trial budget.seconds=60 'seeds=[0]'",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares; returns 1 if a task failed for some model."""
+    from protloom.compare import analysis, plan, tables
+    from protloom.compare.runner import Runner
+
+    registry = common.registry(args)
+    planned = plan.load(args.file, args.overrides, registry)
+    _claim(args.out, planned)
+
+    def tell(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    runner = Runner(planned, args.out, registry, tell)
+    runner.tasks()  # a task that cannot run is told before hours of training
+    failures = [] if args.report_only else runner.run()
+    found = analysis.analyse(planned, args.out)
+    _write(args.out, found, analysis.curves(planned, args.out), tell)
+    if args.json:
+        common.print_json(found)
+    else:
+        for sentence in tables.verdict(found):
+            print(sentence)
+        print(f"report: {args.out / 'report.md'}")
+    for line in failures:
+        print(f"error: {line}", file=sys.stderr)
+    return 1 if found["failures"] else 0
+
+
+def _claim(folder: Path, planned: Plan) -> None:
+    """Makes the folder, or makes sure that it holds this very comparison."""
+    from protloom import config_source
+    from protloom.files import write_text
+
+    stated = planned.config.model_dump(mode="json")
+    path = folder / "comparison.yaml"
+    if path.is_file():
+        before = config_source.parse(path.read_text(encoding="utf-8"), str(path))
+        changed = sorted(key for key in stated if before.get(key) != stated[key] and key not in ADAPTABLE)
+        if changed:
+            raise UserError(
+                f"{folder} holds a comparison with another {changed[0]}: choose another --out, or take the change back"
+            )
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder}: is not empty and holds no comparison; choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, config_source.dump(stated))
+
+
+ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "data_dir")
+"""What may change between two sittings: more tasks, seeds and points are added to what is there."""
+
+
+def _write(folder: Path, found: dict[str, Any], curves: dict[str, Any], tell: Any) -> None:
+    """Writes the report in every form."""
+    from protloom.compare import tables
+    from protloom.files import write_text
+
+    write_text(folder / "report.json", json.dumps(found, indent=1))
+    write_text(folder / "report.csv", tables.csv_text(found))
+    write_text(folder / "report.md", tables.markdown(found))

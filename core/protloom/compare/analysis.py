@@ -1,0 +1,204 @@
+"""From the results of a comparison to differences with intervals, wins, losses and ties.
+
+For a task, Δ is the mean over seeds of recipe minus baseline of the same seed (turned round where lower is better).
+Its 95 % interval comes from bootstrap replicates of the test items, averaged over seeds in the same way, as every
+result of a task is resampled by the same draws. It tells how far the difference depends on the items of the test set;
+how far it depends on the seed of the training is told apart, by the differences of the single seeds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from protloom.compare import significance
+from protloom.compare.plan import Plan
+from protloom.compare.runner import START, Part, file_name
+from protloom.errors import UserError
+from protloom.scoring import percentile_interval
+
+Result = Mapping[str, Any]
+
+
+def analyse(plan: Plan, folder: Path) -> dict[str, Any]:
+    """Returns everything that a report tells, as plain data; see the keys in the code.
+
+    Args:
+        plan: what was compared.
+        folder: of the comparison, see :mod:`protloom.compare.runner`.
+
+    Raises:
+        UserError: if results of one task are about different items, data or probes.
+    """
+    results = _read_results(folder)
+    tasks = list(dict.fromkeys(task for _, task in results))
+    points: list[dict[str, Any]] = [
+        {"point": point, "arms": {arm: _arm(plan, results, tasks, arm, point) for arm in plan.arms}}
+        for point in plan.points
+    ]
+    for point in points:
+        others = [entry for arm, entry in point["arms"].items() if arm != plan.baseline]
+        p_values = [entry["wilcoxon_p"] for entry in others]
+        known = [p for p in p_values if p is not None]
+        adjusted = iter(significance.holm(known))
+        for entry, p in zip(others, p_values, strict=True):
+            entry["wilcoxon_p_holm"] = None if p is None else next(adjusted)
+    return {
+        "baseline": plan.baseline,
+        "arms": list(plan.arms),
+        "budget": {"unit": plan.budget.unit, "number": plan.budget.number},
+        "seeds": list(plan.config.seeds),
+        "margins": list(plan.config.margins),
+        "init": plan.init,
+        "allowed_differences": list(plan.config.allow),
+        "tasks": {task: _task_facts(results, task) for task in tasks},
+        "training": _training(plan, folder),
+        "points": points,
+        "failures": [result["error"] for result in results.values() if "error" in result],
+    }
+
+
+def _read_results(folder: Path) -> dict[tuple[str, str], Result]:
+    found: dict[tuple[str, str], Result] = {}
+    for path in sorted((folder / "results").glob("*/*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        found[result["who"], result["task"]] = result
+    return found
+
+
+def _task_facts(results: Mapping[tuple[str, str], Result], task: str) -> dict[str, Any]:
+    """Returns what a task is and what floors and the start reach; checks that all results are about the same."""
+    known = {who: result for (who, name), result in results.items() if name == task and "error" not in result}
+    if not known:
+        return {"metric": None, "references": {}}
+    first = next(iter(known.values()))
+    for who, result in known.items():
+        for key in ("items", "metric", "n"):
+            if result[key] != first[key]:
+                raise UserError(
+                    f"{task}: the result of {who} is about other {key} than that of {first['who']}: data, split or "
+                    f"probe changed between them; remove the folder results and evaluate again"
+                )
+    references = {
+        who: {"value": result["value"], "interval95": result["interval95"]}
+        for who, result in known.items()
+        if who == START or who.startswith("floor:")
+    }
+    card = first["card"]
+    return {
+        "metric": first["metric"],
+        "better": card.get("better", "higher"),
+        "n": first["n"],
+        "unit": first["unit"],
+        "simulated": bool(card.get("simulated")),
+        "references": references,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- one recipe
+
+
+def _arm(
+    plan: Plan, results: Mapping[tuple[str, str], Result], tasks: Sequence[str], arm: str, point: float
+) -> dict[str, Any]:
+    """Returns what a recipe reached at a point, and for all but the baseline how that differs from the baseline."""
+    entry: dict[str, Any] = {"values": {}, "differences": {}}
+    for task in tasks:
+        own = _of_seeds(plan, results, task, arm, point)
+        if own:
+            entry["values"][task] = {
+                "mean": float(np.mean([result["value"] for result in own.values()])),
+                "seeds": {str(seed): result["value"] for seed, result in own.items()},
+            }
+        if arm != plan.baseline:
+            other = _of_seeds(plan, results, task, plan.baseline, point)
+            pairs = [(own[seed], other[seed]) for seed in plan.config.seeds if seed in own and seed in other]
+            if pairs:
+                entry["differences"][task] = _difference(pairs)
+    if arm == plan.baseline:
+        return entry
+    deltas = [d["delta"] for d in entry["differences"].values()]
+    entry["counts"] = [_counts(deltas, margin) for margin in plan.config.margins]
+    verdicts = [d["verdict"] for d in entry["differences"].values()]
+    entry["decided"] = {word: verdicts.count(word) for word in ("better", "worse", "undecided")}
+    entry["mean_delta"] = float(np.mean(deltas)) if deltas else None
+    entry["median_delta"] = float(np.median(deltas)) if deltas else None
+    entry["wilcoxon_p"] = significance.wilcoxon(deltas)
+    return entry
+
+
+def _of_seeds(
+    plan: Plan, results: Mapping[tuple[str, str], Result], task: str, arm: str, point: float
+) -> dict[int, Result]:
+    found = {seed: results.get((Part(arm, seed, point).name, task)) for seed in plan.config.seeds}
+    return {seed: result for seed, result in found.items() if result is not None and "error" not in result}
+
+
+def _difference(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
+    """Returns Δ of one task with its interval and the differences of the single seeds."""
+    sign = -1.0 if pairs[0][0]["card"].get("better") == "lower" else 1.0
+    seeds = [sign * (own["value"] - other["value"]) for own, other in pairs]
+    replicates: NDArray[np.float64] = np.mean(
+        [sign * (np.array(own["replicates"]) - np.array(other["replicates"])) for own, other in pairs], axis=0
+    )
+    low, high = percentile_interval(replicates)
+    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    return {
+        "delta": float(np.mean(seeds)),
+        "interval95": [low, high],
+        "verdict": verdict,
+        "seeds": seeds,
+        "seed_std": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
+    }
+
+
+def _counts(deltas: Sequence[float], margin: float) -> dict[str, Any]:
+    """Counts wins, losses and ties, and asks how likely so many wins are by chance."""
+    wins, losses = sum(d > margin for d in deltas), sum(d < -margin for d in deltas)
+    return {
+        "margin": margin,
+        "wins": wins,
+        "losses": losses,
+        "ties": len(deltas) - wins - losses,
+        "sign_test_p": significance.sign_test(wins, losses) if wins + losses else None,
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def _training(plan: Plan, folder: Path) -> list[dict[str, Any]]:
+    """Returns what every stretch of training used, in order."""
+    found = []
+    for point in plan.points:
+        for arm in plan.arms:
+            for seed in plan.config.seeds:
+                part = Part(arm, seed, point)
+                path = folder / "parts" / f"{part.name}.json"
+                if path.is_file():
+                    facts = json.loads(path.read_text(encoding="utf-8"))
+                    found.append({"arm": arm, "seed": seed, "point": point, **facts})
+    corpora = {tuple(facts["corpora"]) for facts in found}
+    if len(corpora) > 1 and "corpus" not in plan.config.allow:
+        raise UserError("the runs of this comparison saw different corpora: a file changed between them; train again")
+    return found
+
+
+def curves(plan: Plan, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the logged lines of every run, by its name: for pictures."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in plan.arms:
+        for seed in plan.config.seeds:
+            name = Part(arm, seed, plan.points[-1]).run
+            path = folder / "runs" / name / "metrics.jsonl"
+            if path.is_file():
+                found[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return found
+
+
+__all__ = ["analyse", "curves", "file_name"]

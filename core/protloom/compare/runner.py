@@ -1,0 +1,253 @@
+"""Trains and evaluates a comparison, part by part; what is done stays done, so a killed one goes on.
+
+The folder of a comparison::
+
+    comparison.yaml              what is compared
+    runs/NAME-sSEED/             an ordinary run folder each
+    models/NAME-sSEED@POINT/     weights when the run had used so much of the budget
+    parts/NAME-sSEED@POINT.json  steps, tokens, seconds, FLOPs, and the foreign load of that stretch
+    results/WHO/TASK.json        what a task found, WHO one of those models, 'start' or 'floor:...'
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protloom import checkpoint, run_folder
+from protloom.compare.foreign_load import LoadMeter
+from protloom.compare.plan import Plan
+from protloom.errors import UserError
+from protloom.files import write_text
+
+if TYPE_CHECKING:
+    from protloom.contracts import Subject, Task, TaskResult
+    from protloom.plugins import Registry
+
+START = "start"
+"""What tables call the weights that all recipes begin from."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stretch of training: a recipe with a seed, up to a point of the budget."""
+
+    arm: str
+    seed: int
+    point: float
+
+    @property
+    def run(self) -> str:
+        """Name of the run folder."""
+        return f"{self.arm}-s{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Name of the weights, and of what is known of them."""
+        return f"{self.run}@{self.point:g}"
+
+
+def parts(plan: Plan) -> Iterator[Part]:
+    """Yields all stretches in the order of training: point by point, so that recipes share the machine's moods.
+
+    Within a point the order of the recipes turns from seed to seed and from point to point.
+    """
+    turn = 0
+    for point in plan.points:
+        for seed in plan.config.seeds:
+            arms = plan.arms[turn % len(plan.arms) :] + plan.arms[: turn % len(plan.arms)]
+            turn += 1
+            for arm in arms:
+                yield Part(arm, seed, point)
+
+
+class Runner:
+    """Does what a plan says, in a folder.
+
+    Args:
+        plan: what to compare.
+        folder: see the module.
+        registry: finds components and tasks.
+        tell: receives a line when something begins.
+    """
+
+    def __init__(self, plan: Plan, folder: Path, registry: Registry, tell: Callable[[str], None]) -> None:
+        self._plan, self._folder, self._registry, self._tell = plan, folder, registry, tell
+        self._tasks: dict[str, Task] = {}
+
+    def run(self) -> list[str]:
+        """Trains and evaluates what is not done yet; returns a line for every task that failed."""
+        failures = self._evaluate_references()
+        for part in parts(self._plan):
+            self._train(part)
+            failures += self._evaluate(part.name, str(self._folder / "models" / part.name))
+        return failures
+
+    # --------------------------------------------------------------------------------------------------- training
+
+    def _train(self, part: Part) -> None:
+        """Trains up to a point, in a process of its own: all begin with the same state of the machine's memory."""
+        record = self._folder / "parts" / f"{part.name}.json"
+        model = self._folder / "models" / part.name
+        if record.is_file() and model.is_dir():
+            return
+        self._tell(f"training {part.run} to {part.point:g} {self._plan.budget.unit}")
+        run_dir = self._folder / "runs" / part.run
+        load = LoadMeter()
+        command = [sys.executable, "-m", "protloom", *self._command(part, run_dir)]
+        code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+        if code:
+            raise UserError(
+                f"training {part.run} failed (exit code {code}; see above): the rest is kept, and the same command "
+                "goes on from here",
+                exit_code=1,
+            )
+        newest = checkpoint.latest(run_dir)
+        if newest is None:
+            raise UserError(
+                f"{part.run}: a budget of {part.point:g} {self._plan.budget.unit} is too short for one step: give more"
+            )
+        state = checkpoint.read_state(newest)
+        _copy_tree(newest / "model", model)
+        facts = {
+            "steps": state.step,
+            "tokens": state.tokens,
+            "seconds": state.seconds,
+            "flops": state.flops,
+            "corpora": list(state.corpora),
+            "foreign_cores": load.foreign_cores(),
+        }
+        _write_json(record, facts)
+
+    def _command(self, part: Part, run_dir: Path) -> list[str]:
+        budget = self._plan.budget
+        pause = [] if part.point >= budget.number else [f"--pause-at={budget.unit}={part.point!r}"]
+        if (run_dir / run_folder.CONFIG).is_file():
+            return ["resume", str(run_dir), *pause]
+        shutil.rmtree(run_dir, ignore_errors=True)  # a kill came between making it and its first file
+        recipe, options = self._plan.options[part.arm]
+        return ["train", *([recipe] if recipe else []), *options, f"seed={part.seed}", f"--out={run_dir}", *pause]
+
+    # ------------------------------------------------------------------------------------------------- evaluation
+
+    def tasks(self) -> Mapping[str, Task]:
+        """Builds the tasks of the plan; raises UserError if one is unknown or lacks its data."""
+        from protloom import task_suite
+
+        if not self._tasks:
+            config = self._plan.config
+            names = task_suite.expand(config.tasks, self._registry.names("task"))
+            options = task_suite.options_of(config.task_options, names, self._registry)
+            for name in names:
+                task = task_suite.build(name, self._registry, data_dir=config.data_dir, options=options[name])
+                task.check()
+                self._tasks[name] = task
+        return self._tasks
+
+    def _evaluate_references(self) -> list[str]:
+        """Evaluates what is the same for all recipes: the common start, and the floors of each task."""
+        failures = [] if self._plan.init is None else self._evaluate(START, self._plan.init)
+        for name, task in self.tasks().items():
+            for floor, subject in task.floors().items():
+                failures += self._ask(floor, name, task, partial(_given, subject))
+        return failures
+
+    def _evaluate(self, who: str, source: str) -> list[str]:
+        """Runs all tasks for a model; it is opened only if one of them has not run yet."""
+        opened: list[Subject] = []
+
+        def model() -> Subject:
+            from protloom.subjects import open_subjects
+
+            if not opened:
+                opened.append(open_subjects(source, self._registry, twin=None)[0])
+            return opened[0]
+
+        failures = []
+        for name, task in self.tasks().items():
+            failures += self._ask(who, name, task, model)
+        return failures
+
+    def _ask(self, who: str, name: str, task: Task, subject: Callable[[], Subject]) -> list[str]:
+        """Runs one task for one subject, unless that is done; a failure is told and kept, and tried again next time."""
+        path = self._folder / "results" / file_name(who) / f"{file_name(name)}.json"
+        if path.is_file() and "error" not in json.loads(path.read_text(encoding="utf-8")):
+            return []
+        self._tell(f"evaluating {who} on {name}")
+        try:
+            result = task.run(subject(), seed=0, limit=self._plan.config.limit)
+        except Exception as error:
+            line = " ".join(f"{name}: {who}: {type(error).__name__}: {error}".split())
+            _write_json(path, {"who": who, "task": name, "error": line})
+            return [line]
+        _write_json(path, {"who": who, "task": name, **_plain(result), "card": dict(task.card())})
+        return []
+
+
+def _given(subject: Subject) -> Subject:
+    return subject
+
+
+def file_name(name: str) -> str:
+    """Returns a name with nothing in it that a file's may not have."""
+    return name.replace("/", "_").replace(":", "_")
+
+
+def _plain(result: TaskResult) -> dict[str, Any]:
+    return {
+        "metric": result.metric,
+        "value": result.value,
+        "interval95": list(result.interval),
+        "n": result.n,
+        "unit": result.unit,
+        "items": result.items,
+        "metrics": dict(result.metrics),
+        "replicates": result.replicates.tolist(),
+        "details": dict(result.details),
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(value, default=_as_plain))
+
+
+def _as_plain(value: Any) -> Any:
+    """Returns arrays, numbers of numpy, sets and paths as what JSON has."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """Copies a folder beside and renames it; files are linked where the file system can, since they never change."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(source, partial, copy_function=_link)
+        partial.replace(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> str:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+    return target
+
+
+def names_of(plan: Plan, point: float, arm: str) -> Sequence[str]:
+    """Returns who stands for a recipe at a point: a name for each seed."""
+    return [Part(arm, seed, point).name for seed in plan.config.seeds]

@@ -1,0 +1,257 @@
+"""Comparisons: plans that are refused, stretches that go on after a kill, and what the numbers become."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from protloom.cli import main
+from protloom.compare import analysis, plan, tables
+from protloom.compare.plan import ComparisonConfig, Plan
+from protloom.compare.runner import Part, Runner, parts
+from protloom.errors import UserError
+from protloom.plugins import Registry
+
+SHARED = [
+    "architecture=esm2:tiny",
+    "trainer.tokens_per_step=600",
+    "trainer.precision=fp32",
+    "trainer.log_every=1",
+    "trainer.tensorboard=false",
+    "trainer.validation_tokens=600",
+    "schedule.name=constant",
+]
+
+
+def document(fasta: Path, **changes: Any) -> dict[str, Any]:
+    whole: dict[str, Any] = {
+        "recipes": {
+            "plain": {"set": ["objective=mlm"]},
+            "latent": {"set": ["objectives=[{name: mlm}, {name: jepa, corruption: mlm}]"]},
+        },
+        "shared": [*SHARED, f"data.corpus={fasta}", f"data.cache_dir={fasta.parent / 'cache'}"],
+        "budget": {"steps": 4},
+        "checkpoints": [2],
+        "seeds": [0, 1],
+        "tasks": ["sim-retrieval"],
+        "limit": 40,
+    }
+    return {**whole, **changes}
+
+
+def written(folder: Path, content: dict[str, Any]) -> Path:
+    path = folder / "compare.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def load(folder: Path, fasta: Path, registry: Registry, *overrides: str, **changes: Any) -> Plan:
+    return plan.load(written(folder, document(fasta, **changes)), overrides, registry)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budget": {"minutes": 3}}, "budget: give one of steps, seconds, tokens, flops"),
+        ({"budget": {"seconds": 3, "steps": 1}}, "budget: give one of"),
+        ({"budget": {"tokens": 100}}, "100 tokens are too few for one step of recipe 'plain' (600 tokens)"),
+        ({"checkpoints": [9]}, "checkpoints lie above 0 and up to the budget (4)"),
+        ({"baseline": "plian"}, "no recipe 'plian'. Did you mean 'plain'?"),
+        ({"recipes": {"one": "recipe:demo"}}, "recipes"),
+        ({"recipes": {"one": "recipe:demo", "two": "recipe:demmo"}}, "recipe 'two'"),
+        ({"task": ["x"]}, "task: unknown key. Did you mean 'tasks'?"),
+        ({"allow": ["data"]}, "allow"),
+    ],
+)
+def test_plans_that_make_no_sense(
+    changes: dict[str, Any], says: str, small_fasta: Path, tmp_path: Path, registry: Registry
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, small_fasta, registry, **changes)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "word"),
+    [
+        ("data.corpus=demo:", "data.corpus", "corpus"),
+        ("data.validation_fraction=0.3", "data.validation_fraction", "corpus"),
+        ("trainer.tokens_per_step=700", "trainer.tokens_per_step", "batch"),
+        ("data.max_length=80", "data.max_length", "batch"),
+    ],
+)
+def test_recipes_that_would_not_see_the_same_are_refused(
+    option: str, key: str, word: str, small_fasta: Path, tmp_path: Path, registry: Registry
+) -> None:
+    recipes = {"plain": {"set": ["objective=mlm"]}, "other": {"set": ["objective=mlm", option]}}
+    with pytest.raises(UserError, match=f"differ in {key} .*allow: .{word}. if it is meant"):
+        load(tmp_path, small_fasta, registry, recipes=recipes)
+    assert load(tmp_path, small_fasta, registry, recipes=recipes, allow=[word]).arms == ("plain", "other")
+
+
+def test_recipes_with_different_tokenizers_are_refused(small_fasta: Path, tmp_path: Path, registry: Registry) -> None:
+    recipes = {"esm": {"set": []}, "ankh": {"set": ["architecture=ankh:tiny"]}}
+    with pytest.raises(UserError, match="differ in tokenizer"):
+        load(tmp_path, small_fasta, registry, recipes=recipes)
+    assert load(tmp_path, small_fasta, registry, recipes=recipes, allow=["tokenizer"]).baseline == "esm"
+
+
+def test_stretches_are_interleaved_and_nobody_is_always_first(
+    small_fasta: Path, tmp_path: Path, registry: Registry
+) -> None:
+    order = list(parts(load(tmp_path, small_fasta, registry)))
+    assert [part.point for part in order] == [2] * 4 + [4] * 4
+    assert sorted((p.arm, p.seed) for p in order[:4]) == sorted((p.arm, p.seed) for p in order[4:])
+    firsts = [order[i].arm for i in range(0, 8, 2)]
+    assert firsts.count("plain") == firsts.count("latent") == 2
+
+
+@pytest.mark.slow
+def test_a_comparison_from_the_command_line(
+    small_fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = written(tmp_path, document(small_fasta)), tmp_path / "out"
+    # a kill after the third stretch
+    whole, done = Runner._train, []
+
+    def killed(self: Runner, part: Part) -> None:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(part)
+        whole(self, part)
+
+    monkeypatch.setattr(Runner, "_train", killed)
+    assert main(["compare", str(path), "--out", str(out)]) == 130
+    monkeypatch.setattr(Runner, "_train", whole)
+    kept = {p: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
+    assert len(kept) == 3
+    assert main(["compare", str(path), "--out", str(out)]) == 0
+    assert all(p.stat().st_mtime_ns == before for p, before in kept.items())
+    said = capsys.readouterr().out
+    assert "latent against plain, 1 task:" in said
+    report = json.loads((out / "report.json").read_text())
+    assert [(t["arm"], t["seed"], t["point"], t["steps"]) for t in report["training"]] == [
+        (arm, seed, point, point) for point in (2, 4) for arm in ("plain", "latent") for seed in (0, 1)
+    ]
+    rows = list(csv.DictReader((out / "report.csv").open()))
+    assert {(row["point"], row["arm"]) for row in rows} == {(p, a) for p in ("2.0", "4.0") for a in ("plain", "latent")}
+    # the weights of the first point are those of the middle of the run, not of its end
+    early, late = (out / "models" / f"plain-s0@{p}" / "model.safetensors" for p in (2, 4))
+    assert early.read_bytes() != late.read_bytes()
+    # nothing is left to do, and another comparison does not fit into the folder
+    assert main(["compare", str(path), "--out", str(out)]) == 0
+    assert main(["compare", str(path), "--out", str(out), "budget.steps=5"]) == 2
+    assert "holds a comparison with another budget" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_in_the_middle_stops_nobody(
+    small_fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from protloom_tasks.contacts import SimContact
+
+    changes = {"tasks": ["sim-contact", "sim-retrieval"], "seeds": [0], "checkpoints": [], "budget": {"steps": 1}}
+    path, out = written(tmp_path, document(small_fasta, **changes)), tmp_path / "out"
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of\nluck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SimContact, "run", broken)
+        assert main(["compare", str(path), "--out", str(out)]) == 1
+    told = capsys.readouterr()
+    assert "error: sim-contact: plain-s0@1: RuntimeError: out of luck\n" in told.err
+    assert "latent against plain, 1 task:" in told.out
+    assert "## Failed" in (out / "report.md").read_text()
+    assert main(["compare", str(path), "--out", str(out)]) == 0  # tried again
+    assert "2 tasks" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------- the numbers
+
+CARD: dict[str, Any] = {"better": "higher", "simulated": False}
+
+
+def fabricated(folder: Path, results: dict[str, dict[str, np.ndarray[Any, Any]]], card: dict[str, Any] = CARD) -> Plan:
+    """Writes results of tasks whose metric is the mean over items, with their bootstrap replicates."""
+    config = ComparisonConfig.model_validate(
+        {
+            "recipes": {"a": {}, "b": {}},
+            "budget": {"steps": 3},
+            "tasks": ["x"],
+            "seeds": [0, 1],
+            "margins": [0.005, 0.2],
+        }
+    )
+    for task, models in results.items():
+        n = len(next(iter(models.values())))
+        draws = np.random.default_rng(7).integers(0, n, (400, n))
+        for who, items in models.items():
+            path = folder / "results" / who / f"{task}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            record = {"who": who, "task": task, "metric": "mean", "value": float(items.mean()), "n": n, "unit": "items"}
+            record |= {"interval95": [0, 1], "items": "same", "replicates": items[draws].mean(1).tolist(), "card": card}
+            path.write_text(json.dumps(record))
+    return Plan(config, "a", plan.Amount("steps", 3.0), (3.0,), {"a": (None, ()), "b": (None, ())}, None)
+
+
+def test_differences_intervals_and_counts(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    base = {seed: rng.normal(0.5, 0.1, 200) for seed in (0, 1)}
+    noise = rng.normal(0, 0.02, (2, 200))
+    tasks = {
+        "wins": {f"a-s{s}@3": base[s] for s in base} | {f"b-s{s}@3": base[s] + 0.05 + noise[s] for s in base},
+        "loses": {f"a-s{s}@3": base[s] for s in base} | {f"b-s{s}@3": base[s] - 0.05 + noise[s] for s in base},
+        "open": {f"a-s{s}@3": base[s] for s in base} | {f"b-s{s}@3": rng.permutation(base[s]) for s in base},
+    }
+    planned = fabricated(tmp_path, tasks)
+    found = analysis.analyse(planned, tmp_path)
+    entry = found["points"][0]["arms"]["b"]
+    for task, models in tasks.items():
+        each = [float((models[f"b-s{s}@3"] - models[f"a-s{s}@3"]).mean()) for s in (0, 1)]
+        assert entry["differences"][task]["delta"] == pytest.approx(np.mean(each))
+        assert entry["differences"][task]["seeds"] == pytest.approx(each)
+        assert entry["differences"][task]["seed_std"] == pytest.approx(np.std(each, ddof=1))
+        draws = np.random.default_rng(7).integers(0, 200, (400, 200))
+        both = np.mean([(models[f"b-s{s}@3"] - models[f"a-s{s}@3"])[draws].mean(1) for s in (0, 1)], axis=0)
+        assert entry["differences"][task]["interval95"] == pytest.approx(np.quantile(both, [0.025, 0.975]).tolist())
+    assert {task: d["verdict"] for task, d in entry["differences"].items()} == {
+        "wins": "better",
+        "loses": "worse",
+        "open": "undecided",
+    }
+    strict, loose = entry["counts"]
+    assert (strict["wins"], strict["losses"], strict["ties"]) == (1, 1, 1)
+    assert (loose["wins"], loose["losses"], loose["ties"], loose["sign_test_p"]) == (0, 0, 3, None)
+    assert strict["sign_test_p"] == pytest.approx(0.75)
+    text = tables.markdown(found)
+    assert text.index("1 better, 1 worse, 1 undecided") < text.index("## After")  # the verdict first
+
+
+def test_where_lower_is_better_a_fall_is_a_win(tmp_path: Path) -> None:
+    items = np.linspace(0, 1, 50)
+    models = {"a-s0@3": items + 1, "b-s0@3": items, "a-s1@3": items + 1, "b-s1@3": items}
+    found = analysis.analyse(fabricated(tmp_path, {"t": models}, {**CARD, "better": "lower"}), tmp_path)
+    assert found["points"][0]["arms"]["b"]["differences"]["t"]["delta"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("key", ["items", "metric", "n"])
+def test_results_about_different_things_are_not_compared(tmp_path: Path, key: str) -> None:
+    planned = fabricated(tmp_path, {"t": {"a-s0@3": np.ones(5), "b-s0@3": np.ones(5)}})
+    path = tmp_path / "results" / "b-s0@3" / "t.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, key: "other"}))
+    with pytest.raises(UserError, match=f"is about other {key} than"):
+        analysis.analyse(planned, tmp_path)
+
+
+def test_a_missing_seed_is_left_out_of_the_pairs(tmp_path: Path) -> None:
+    models = {"a-s0@3": np.zeros(5), "a-s1@3": np.ones(5) * 9, "b-s0@3": np.ones(5)}
+    found = analysis.analyse(fabricated(tmp_path, {"t": models}), tmp_path)
+    assert found["points"][0]["arms"]["b"]["differences"]["t"]["seeds"] == [1.0]
