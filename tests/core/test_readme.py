@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from protloom import config
+from protloom.compare import plan
 from protloom.plugins import Registry
 
 
@@ -57,6 +58,14 @@ def test_the_run_file_is_valid(repository: Path, registry: Registry, tmp_path: P
     assert yaml.safe_load(path.read_text())["seed"] == resolved.settings.seed
 
 
+def test_the_comparison_is_valid(repository: Path, registry: Registry, tmp_path: Path) -> None:
+    path = tmp_path / "compare.yaml"
+    path.write_text(next(b for b in blocks(repository, "yaml") if b.startswith("# compare.yaml")))
+    planned = plan.load(path, [], registry)
+    assert planned.points == (60, 120, 240)
+    assert planned.baseline == "mlm-only"
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -66,6 +75,7 @@ def test_the_run_file_is_valid(repository: Path, registry: Registry, tmp_path: P
         "embed",
         "complete",
         "score",
+        "compare",
         "convert",
         "preview",
         "data",
