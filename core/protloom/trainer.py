@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from protloom.checkpoint import TrainState
 from protloom.contracts import StepContext
 from protloom.data.loader import Loader
 from protloom.errors import UserError, did_you_mean
-from protloom.evaluate import perplexity, term_name
 from protloom.flops import FlopCounter, matmul_peak
-from protloom.metrics import MetricLog, Progress, clock, peak_memory
+from protloom.metrics import MetricLog, Progress
 from protloom.rng import CounterRNG
+from protloom.run_log import Stepped, Window, describe, step_line
 from protloom.step import DeviceShare, first_bad_module, to_device
 from protloom.stopping import StopRequest, stop_on_signals
 
@@ -33,15 +33,6 @@ if TYPE_CHECKING:
 
 LEAST_GAP = 50
 """Steps between validations where the run file leaves it open: a tenth of the run, but never fewer than these."""
-
-
-class Stepped(NamedTuple):
-    """What one optimizer step did."""
-
-    totals: Mapping[TermKey, Tensor]
-    metrics: Mapping[tuple[str, str], tuple[Tensor, Tensor]]
-    norm: Tensor
-    finite: bool
 
 
 @dataclass
@@ -57,16 +48,6 @@ class Agreed:
     divisors: Mapping[TermKey, float]
     share: float
     end: str | None
-
-
-@dataclass
-class Window:
-    """Counters since the last logged line."""
-
-    tokens: int = 0
-    real: int = 0
-    flops: float = 0.0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -316,43 +297,12 @@ class Trainer:
         divisors: Mapping[TermKey, float],
         rate: float,
     ) -> dict[str, float | int]:
-        """Makes the line of ``metrics.jsonl`` for the step just done; every rank must call it."""
-        run, window = self.run, self._window
-        keys, names = list(stepped.totals), list(stepped.metrics)
-        local = [float(t) for t in stepped.totals.values()]
-        local += [float(x) for pair in stepped.metrics.values() for x in pair]
-        sums = run.world.sum_numbers(local)
-        means = {key: total / max(1.0, divisors[key]) for key, total in zip(keys, sums, strict=False)}
+        """Makes the line of ``metrics.jsonl`` for the step just done, and begins a new window; a call of all ranks."""
         self._account()
-        record: dict[str, float | int] = {
-            "step": self.state.step,
-            "loss": sum(weights[key] * mean for key, mean in means.items()),
-        }
-        known = {m.alias: m.objective.terms for m in run.mixture.members}
-        for (alias, term), mean in means.items():
-            terms = known[alias]
-            name = term_name(alias, term, terms)
-            record[f"loss/{name}"] = mean
-            record[f"scored/{name}"] = int(divisors[alias, term])
-            if terms[term].nats:
-                record[f"perplexity/{name}"] = perplexity(mean)
-        pairs = sums[len(keys) :]
-        for i, (alias, name) in enumerate(names):
-            record[f"{name}/{alias}"] = pairs[2 * i] / max(1.0, pairs[2 * i + 1])
-        record |= {
-            "learning_rate": rate,
-            "grad_norm": float(stepped.norm),
-            "tokens": self.state.tokens,
-            "tokens_per_second": window.real / max(window.seconds, 1e-9),
-            "mfu": window.flops / max(window.seconds, 1e-9) / (self._peak * run.world.size),
-            "padding_share": 1.0 - window.real / max(1, window.tokens),
-            "memory_mib": _device_memory(run.world.device),
-            "seconds": self.state.seconds,
-            "epoch": run.sampler.epoch_at(self.state.step),
-            "skipped": self.state.skipped,
-        }
+        record = step_line(self.run, self.state, stepped, weights, divisors, self._window)
         self._window = Window()
-        return record
+        mfu = record["flops_per_second"] / (self._peak * self.run.world.size)
+        return record | {"learning_rate": rate, "mfu": mfu}
 
     def _watch(self, record: Mapping[str, float | int], progress: Progress) -> None:
         """Warns of collapsed latent states, when it begins and not at every line."""
@@ -414,38 +364,6 @@ class Trainer:
         if value is not None and math.isfinite(value):
             checkpoint.note_best(self.run_dir, state.step, config.best_metric, value)
         checkpoint.prune(self.run_dir, config.keep_last)
-
-
-def describe(results: Mapping[str, float]) -> str:
-    """Writes validation metrics as a line for a person."""
-    parts = []
-    for name, unigram in results.items():
-        if not name.startswith("validation/unigram_entropy/"):
-            continue
-        alias = name.rpartition("/")[2]
-        # an objective that also scores other symbols tells its loss over residues apart
-        apart = results.get(f"validation/residue_loss/{alias}")
-        loss = results.get(f"validation/loss/{alias}") if apart is None else apart
-        if loss is None:
-            continue
-        unit = "scored token" if apart is None else "scored residue"
-        parts.append(
-            f"{alias} {loss:.4f} nats per {unit} (perplexity {perplexity(loss):.2f}; residue frequencies alone "
-            f"{unigram:.4f}; {results[f'validation/scored_residues/{alias}']:,.0f} residues scored)"
-        )
-    return "; ".join(parts) or f"loss {results['validation/loss']:.4f}"
-
-
-def summary(state: TrainState) -> str:
-    """Writes what a run did as a line for a person."""
-    speed = state.tokens / max(state.seconds, 1e-9)
-    return f"{state.step:,} steps, {state.tokens:,} tokens in {clock(state.seconds)} ({speed:,.0f} tokens/s)"
-
-
-def _device_memory(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return peak_memory()
 
 
 def _adds(member: Member, term: str) -> bool:
