@@ -4,8 +4,8 @@
 
 All variants of a size take the same steps of the simulated proteome in turn, each with weights of its own; figures are
 medians of rounds. The goal is v1 <= 1.45 and v2 <= 1.30 times a step of masked LM (the paper needed about 1.8); by
-FLOPs of the passes alone, 1.33 and 1.17 are the least. The parts of a profiled step lie within one another: the forward pass
-holds the clean pass, the predictor and the regulariser.
+FLOPs of the passes alone, 1.33 and 1.17 are the least. The parts of a profiled step lie within one another: the forward
+pass holds the clean pass, the predictor and the regulariser.
 """
 
 from __future__ import annotations
