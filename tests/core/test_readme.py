@@ -76,6 +76,7 @@ def test_the_comparison_is_valid(repository: Path, registry: Registry, tmp_path:
         "complete",
         "score",
         "compare",
+        "report",
         "convert",
         "preview",
         "data",

@@ -38,6 +38,7 @@ COMMANDS = {
     "resume": Command("go on with a run that stopped", "protloom.cli.resume"),
     "task": Command("list, show and run downstream tasks", "protloom.cli.task"),
     "compare": Command("train recipes under one budget and tell where they differ", "protloom.cli.compare"),
+    "report": Command("write one offline page about runs", "protloom.cli.report"),
     "embed": Command("write the features that a model gives to sequences", "protloom.cli.embed"),
     "complete": Command("write the rest of sequences whose beginning is given", "protloom.cli.complete"),
     "score": Command("tell how likely a model holds sequences, residue by residue", "protloom.cli.score"),

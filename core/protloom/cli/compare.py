@@ -13,6 +13,7 @@ from protloom.errors import UserError
 
 if TYPE_CHECKING:
     from protloom.compare.plan import Plan
+    from protloom.plugins import Registry
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
     runner.tasks()  # a task that cannot run is told before hours of training
     failures = [] if args.report_only else runner.run()
     found = analysis.analyse(planned, args.out)
-    _write(args.out, found, analysis.curves(planned, args.out), tell)
+    report = _write(args.out, found, analysis.curves(planned, args.out), registry, tell)
     if args.json:
         common.print_json(found)
     else:
         for sentence in tables.verdict(found):
             print(sentence)
-        print(f"report: {args.out / 'report.md'}")
+        print(f"report: {report}")
     for line in failures:
         print(f"error: {line}", file=sys.stderr)
     return 1 if found["failures"] else 0
@@ -81,11 +82,23 @@ ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "data_dir")
 """What may change between two sittings: more tasks, seeds and points are added to what is there."""
 
 
-def _write(folder: Path, found: dict[str, Any], curves: dict[str, Any], tell: Any) -> None:
-    """Writes the report in every form."""
+def _write(folder: Path, found: dict[str, Any], curves: dict[str, Any], registry: Registry, tell: Any) -> Path:
+    """Writes the report in every form, and returns the one to read.
+
+    Without the packages that a page needs it says so and writes the other forms.
+    """
     from protloom.compare import tables
     from protloom.files import write_text
+    from protloom.report import charts, comparison_page, page, run_facts
 
     write_text(folder / "report.json", json.dumps(found, indent=1))
     write_text(folder / "report.csv", tables.csv_text(found))
     write_text(folder / "report.md", tables.markdown(found))
+    if absent := charts.missing():
+        tell(f"report.html is not written, it needs {' and '.join(absent)}: {charts.INSTALL}")
+        return folder / "report.md"
+    folders = {name: folder / "runs" / name for name, lines in curves.items() if lines}
+    runs = [run_facts.read(path, registry, name=name, lines=curves[name]) for name, path in folders.items()]
+    plan = (folder / "comparison.yaml").read_text(encoding="utf-8")
+    write_text(folder / "report.html", page.render(comparison_page.build(found, runs, plan)))
+    return folder / "report.html"
