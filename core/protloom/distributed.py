@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -45,9 +45,8 @@ class World:
         """Adds ``x`` over processes; gradients flow back to every process's part."""
         if self.size == 1:
             return x
-        from torch.distributed.nn.functional import all_reduce
-
-        return all_reduce(x)  # type: ignore[no-any-return]
+        total: Tensor = _Sum.apply(x)
+        return total
 
     def all_gather(self, x: Tensor) -> Tensor:
         """Concatenates ``x`` over processes along dimension 0, in the order of ranks; gradients flow back.
@@ -56,14 +55,13 @@ class World:
         """
         if self.size == 1:
             return x
-        from torch.distributed.nn.functional import all_gather
-
         rows = [torch.zeros((), dtype=torch.int64, device=x.device) for _ in range(self.size)]
         dist.all_gather(rows, torch.tensor(len(x), device=x.device))
         counts = [int(n) for n in rows]
         # the collective moves equal shapes
         padded = torch.cat((x, x.new_zeros(max(counts) - len(x), *x.shape[1:])))
-        return torch.cat([part[:n] for part, n in zip(all_gather(padded), counts, strict=True)])
+        gathered: Tensor = _Gather.apply(padded)
+        return torch.cat([part[:n] for part, n in zip(gathered, counts, strict=True)])
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Adds a list of numbers over processes, in float64; on the host, so that no device is waited for."""
@@ -198,3 +196,35 @@ def like(value: Tensor, template: Tensor) -> Tensor:
     if isinstance(template, DTensor):
         return distribute_tensor(value.to(template.device), template.device_mesh, template.placements)
     return value.to(template.device)
+
+
+class _Sum(torch.autograd.Function):
+    """Adds over processes; PyTorch's own differentiable collectives are being replaced from version to version."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _added(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _added(gradients[0])
+
+
+class _Gather(torch.autograd.Function):
+    """Stacks equal shapes of all processes; the gradient of a part is the sum of what all processes have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return _added(gradients[0])[dist.get_rank()]
+
+
+def _added(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total

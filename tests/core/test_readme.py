@@ -37,7 +37,7 @@ def test_the_plugin_trains_beside_a_built_in_objective(repository: Path, small_f
     (metadata / "entry_points.txt").write_text(f"[protloom]\n{name} = {module}\n")
     (metadata / "RECORD").write_text("")
     run_file = tmp_path / "run.yaml"
-    mixture = next(b for b in blocks(repository, "yaml") if "objectives" in b)
+    mixture = next(b for b in blocks(repository, "yaml") if b.startswith("objectives:"))
     run_file.write_text(mixture.replace("start_step: 1000, ramp_steps: 500", "start_step: 1, ramp_steps: 2"))
     command = [sys.executable, "-m", "protloom", "train", str(run_file), f"--data={small_fasta}", "--arch=esm2:tiny"]
     command += [f"--out={tmp_path / 'run'}", "trainer.steps=4", "trainer.tokens_per_step=500", "trainer.log_every=1"]

@@ -159,7 +159,8 @@ def _difference(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
 
 def _counts(deltas: Sequence[float], margin: float) -> dict[str, Any]:
     """Counts wins, losses and ties, and asks how likely so many wins are by chance."""
-    wins, losses = sum(d > margin for d in deltas), sum(d < -margin for d in deltas)
+    edge = margin + 1e-12  # a difference on the margin is a tie, whatever the last bit says
+    wins, losses = sum(d > edge for d in deltas), sum(d < -edge for d in deltas)
     return {
         "margin": margin,
         "wins": wins,

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from protloom_plugins.objectives.jepa_config import JepaConfig, PredictorConfig, TeacherConfig
 
 
+MEASURED_EVERY = 10
+"""Steps between measurements of ``teacher_distance``, the squared distance of teacher and student over ‖student‖²."""
+
+
 class Predictor(nn.Module):
     """Gated blocks without biases that map states to predictions of the same width.
 
@@ -87,6 +91,7 @@ class Jepa(Objective):
         self._depth = network.depth
         self.predictor = Predictor(network.width, config.predictor, build.ops.gated_mlp)
         self.teacher: nn.Module | None = None
+        self._distance_to_teacher: tuple[Tensor | float, Tensor | float] = (0.0, 1.0)
         if config.target.network == "ema":
             # a network that is loaded later would leave the copy behind: the trainer loads weights before this
             self.teacher = copy.deepcopy(cast(nn.Module, network)).requires_grad_(False)
@@ -154,7 +159,7 @@ class Jepa(Objective):
         if ctx.logging:
             metrics |= collapse.measure(wanted, "target") | collapse.measure(predicted, "predicted")
             if self.teacher is not None:
-                metrics["teacher_distance"] = Metric(self._teacher_distance(model), 1.0)
+                metrics["teacher_distance"] = Metric(*self._distance_to_teacher)
         return Losses(totals, metrics)
 
     def _target(self, model: Architecture, passes: Forward, index: Tensor) -> Tensor:
@@ -207,15 +212,17 @@ class Jepa(Objective):
                 _local(parameter).lerp_(_local(towards).to(parameter.dtype), 1.0 - keep)
             for buffer, current in zip(self.teacher.buffers(), own.buffers(), strict=True):
                 buffer.copy_(current)
+        if step % MEASURED_EVERY == 0:
+            self._distance_to_teacher = self._measured(own)
 
-    def _teacher_distance(self, model: Architecture) -> Tensor:
-        """Returns ‖θ' - θ‖ / ‖θ‖ of what this process holds."""
+    def _measured(self, student: nn.Module) -> tuple[Tensor, Tensor]:
+        """Returns ‖θ' - θ‖² and ‖θ‖² of what this process holds; here both are sharded alike, in a forward not."""
         assert self.teacher is not None
-        pairs = list(zip(self.teacher.parameters(), cast(nn.Module, model).parameters(), strict=True))
+        pairs = list(zip(self.teacher.parameters(), student.parameters(), strict=True))
         with torch.no_grad():
             apart = torch.stack([(_local(a) - _local(b)).float().square().sum() for a, b in pairs]).sum()
             size = torch.stack([_local(b).float().square().sum() for _, b in pairs]).sum()
-        return (apart / size.clamp(min=1e-30)).sqrt()
+        return apart, size
 
 
 def decay_at(config: TeacherConfig, step: int) -> float:
