@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BuildContext,
         Encoded,
         Losses,
+        Metric,
         Offsets,
         Prepared,
         SequenceBatch,
@@ -125,5 +126,5 @@ class Objective(nn.Module):
         """
         return 3.0 * head * scored
 
-    def after_step(self, model: Architecture, step: int) -> None:
-        """Called after every optimizer step, for example to move an averaged teacher."""
+    def after_step(self, model: Architecture, step: int) -> Mapping[str, Metric] | None:
+        """Called after every optimizer step, for example to move an averaged teacher; may return metrics to log."""

@@ -175,10 +175,13 @@ class StepModule(nn.Module):
             raise UserError(f"the loss of {names} does not depend on any parameter; tell the author of the objective")
         return StepOutput(loss * self._world_size, totals, metrics)
 
-    def after_step(self, step: int) -> None:
-        """Lets every objective react to an optimizer step."""
+    def after_step(self, step: int) -> dict[tuple[str, str], Metric]:
+        """Lets every objective react to an optimizer step, and returns what they measured."""
+        found: dict[tuple[str, str], Metric] = {}
         for alias in self._terms:
-            cast(Any, self.objectives[alias]).after_step(self.model, step)
+            measured = cast(Any, self.objectives[alias]).after_step(self.model, step)
+            found.update({(alias, name): metric for name, metric in (measured or {}).items()})
+        return found
 
 
 def _check_totals(alias: str, declared: Sequence[str], totals: Mapping[str, Tensor]) -> None:

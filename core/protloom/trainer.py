@@ -210,7 +210,9 @@ class Trainer:
         finite = bool(run.world.everywhere(healthy))
         if finite:
             run.optimizer.step()
-            run.module.after_step(step)
+            for name, metric in run.module.after_step(step).items():
+                total, count = (torch.as_tensor(x, device=run.world.device) for x in (metric.total, metric.count))
+                metrics[name] = (total.detach(), count)
         return Stepped(totals, metrics, norm, finite)
 
     @contextmanager

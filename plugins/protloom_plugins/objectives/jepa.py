@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from protloom_plugins.objectives.jepa_config import JepaConfig, PredictorConfig, TeacherConfig
 
 
-MEASURED_EVERY = 10
-"""Steps between measurements of ``teacher_distance``, the squared distance of teacher and student over ‖student‖²."""
-
-
 class Predictor(nn.Module):
     """Gated blocks without biases that map states to predictions of the same width.
 
@@ -91,7 +87,6 @@ class Jepa(Objective):
         self._depth = network.depth
         self.predictor = Predictor(network.width, config.predictor, build.ops.gated_mlp)
         self.teacher: nn.Module | None = None
-        self._distance_to_teacher: tuple[Tensor | float, Tensor | float] = (0.0, 1.0)
         if config.target.network == "ema":
             # a network that is loaded later would leave the copy behind: the trainer loads weights before this
             self.teacher = copy.deepcopy(cast(nn.Module, network)).requires_grad_(False)
@@ -158,8 +153,6 @@ class Jepa(Objective):
             totals[name] = value * len(index)
         if ctx.logging:
             metrics |= collapse.measure(wanted, "target") | collapse.measure(predicted, "predicted")
-            if self.teacher is not None:
-                metrics["teacher_distance"] = Metric(*self._distance_to_teacher)
         return Losses(totals, metrics)
 
     def _target(self, model: Architecture, passes: Forward, index: Tensor) -> Tensor:
@@ -201,10 +194,10 @@ class Jepa(Objective):
 
     # ------------------------------------------------------------------------------------------------ the teacher
 
-    def after_step(self, model: Architecture, step: int) -> None:
-        """Moves the teacher towards the student."""
+    def after_step(self, model: Architecture, step: int) -> Mapping[str, Metric] | None:
+        """Moves the teacher towards the student; ``teacher_distance`` is their squared distance over ‖student‖²."""
         if self.teacher is None:
-            return
+            return None
         keep = decay_at(self.config.target.teacher, step)
         own = cast(nn.Module, model)
         with torch.no_grad():
@@ -212,10 +205,9 @@ class Jepa(Objective):
                 _local(parameter).lerp_(_local(towards).to(parameter.dtype), 1.0 - keep)
             for buffer, current in zip(self.teacher.buffers(), own.buffers(), strict=True):
                 buffer.copy_(current)
-        if step % MEASURED_EVERY == 0:
-            self._distance_to_teacher = self._measured(own)
+        return {"teacher_distance": Metric(*self._apart(own))}
 
-    def _measured(self, student: nn.Module) -> tuple[Tensor, Tensor]:
+    def _apart(self, student: nn.Module) -> tuple[Tensor, Tensor]:
         """Returns ‖θ' - θ‖² and ‖θ‖² of what this process holds; here both are sharded alike, in a forward not."""
         assert self.teacher is not None
         pairs = list(zip(self.teacher.parameters(), student.parameters(), strict=True))
