@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from protloom import training_state
 from protloom.distributed import World, full_state
 from protloom.errors import UserError
-from protloom.files import write_text
+from protloom.files import share, write_text
 
 FORMAT = 1
 
@@ -161,6 +161,8 @@ def _finish(run_dir: Path, partial: Path, target: Path, state: TrainState) -> No
     """Adds the run's configuration and the list of all files, and makes the folder the checkpoint of its step."""
     if (run_dir / "config.yaml").is_file():
         shutil.copyfile(run_dir / "config.yaml", partial / "config.yaml")
+    for path in _files(partial):
+        share(path)
     files = {str(p.relative_to(partial)): _fingerprint(p) for p in _files(partial)}
     document = {"format": FORMAT, **asdict(state), "files": files}
     (partial / "state.json").write_text(json.dumps(document, indent=1), encoding="utf-8")

@@ -17,6 +17,7 @@ from protloom.plugin_loader import normalise
 from protloom.plugins import OWN, Registry, split_size
 
 RECIPE = "recipe:"
+SEQUENCES = (".fasta", ".fa", ".faa", ".fasta.gz", ".fa.gz", ".csv", ".tsv", ".parquet")
 
 Override = str | tuple[str, Any]
 """``"a.b=value"``, where the value is parsed as YAML, or ``("a.b", value)``, where it is taken as it is."""
@@ -110,6 +111,8 @@ def read(source: Path | str, registry: Registry) -> tuple[dict[str, Any], str]:
         text = _recipe(where.removeprefix(RECIPE), registry).read_text(encoding="utf-8")
     else:
         text = _text(Path(source))
+    if text.startswith(">") or where.endswith(SEQUENCES):
+        raise UserError(f"{where}: holds sequences, it is no run file: to train on it write --data {where}")
     value = parse(text, where)
     if value is None:
         return {}, where
@@ -124,11 +127,14 @@ def _text(path: Path) -> str:
     except FileNotFoundError:
         folder = path.parent
         names = [other.name for other in folder.iterdir() if other.suffix == path.suffix] if folder.is_dir() else []
-        raise UserError(f"{path}: no such run file.{did_you_mean(path.name, names) if names else ''}") from None
+        option = f" To set an option write {path}=VALUE." if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", str(path)) else ""
+        guess = did_you_mean(path.name, names) if names else ""
+        raise UserError(f"{path}: no such run file.{guess}{option}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; to go on with a run: protloom resume {path}") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8 (byte {error.start}); a run file is YAML") from None
+        hint = f"; to train on it write --data {path}" if str(path).endswith(SEQUENCES) else ""
+        raise UserError(f"{path}: not a text file in UTF-8 (byte {error.start}); a run file is YAML{hint}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -14,11 +14,16 @@ from protloom.budget import Amount, Spent
 from protloom.checkpoint import TrainState
 from protloom.distributed import World, join
 from protloom.errors import UserError
+from protloom.metrics import say
 from protloom.trainer import Trainer
 
 if TYPE_CHECKING:
     from protloom.config import ResolvedRun
     from protloom.plugins import Registry
+
+
+ENDLESS = 10**8
+"""Steps that nobody means to take."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ def resume(run_dir: Path, overrides: Sequence[str], registry: Registry, *, pause
         if world.main:
             run_folder.write_config(run_dir, resolved)
             for line in changes:
-                print(f"changed  {line}")
+                say(f"changed  {line}")
+            if saved is None:
+                say("note     there is no checkpoint yet: the run begins again at step 0")
         world.barrier()
         state = saved or TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, hashes)
         return _train(run, run_dir, state, pause)
@@ -111,7 +118,7 @@ def _spent(state: TrainState) -> Spent:
 
 def _train(run: Assembly, run_dir: Path, state: TrainState, pause: Amount | None) -> Finished:
     if run.world.main:
-        print(headline(run, run_dir, state), flush=True)
+        say(headline(run, run_dir, state))
     final = Trainer(run, run_dir, state, pause).train()
     return Finished(run_dir, final, budget.ended(run.settings.trainer, _spent(final)), run.world.main)
 
@@ -154,7 +161,8 @@ def _length(run: Assembly) -> str:
     each = f"{trainer.tokens_per_step:,} tokens a step"
     limits = budget.limits(trainer)
     if limits:
-        return f"for {' or '.join(f'{limit.number:,.6g} {limit.unit}' for limit in limits)}, {each}"
+        steps = f"to step {trainer.steps:,} or " if trainer.steps < ENDLESS else ""
+        return f"{steps}for {' or '.join(f'{limit.number:,.6g} {limit.unit}' for limit in limits)}, {each}"
     epochs = trainer.steps * trainer.tokens_per_step / epoch
     many = (
         f": every sequence is seen {epochs:,.0f} times, a small network may learn them by heart" if epochs > 50 else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -53,8 +54,10 @@ class MetricLog:
             self._file.write(json.dumps(clean) + "\n")
             self._file.flush()
         if self._board is not None:
+            # a validation's line has a loss too, which must not become a second value of the training's curve
+            hidden = {"step", "loss"} if "validation/loss" in record else {"step"}
             for name, value in record.items():
-                if name != "step" and isinstance(value, int | float):
+                if name not in hidden and isinstance(value, int | float):
                     self._board.add_scalar(name, value, global_step=int(record["step"]))
         for callback in self._callbacks:
             callback.on_log(record)
@@ -127,7 +130,7 @@ class Progress:
             self._begin, self._paced, self._begin_share = time.perf_counter(), step, share
         elif self._bar is None and step - self._first == WARM and not self._told and share < 1.0:
             pace = (time.perf_counter() - self._begin) / max(1, step - self._paced)
-            print(f"{self._counted(step)}  {pace:.2g} s a step, {self._left()} left", flush=True)
+            self._print(f"{self._counted(step)}  {pace:.2g} s a step, {self._left()} left")
 
     def _left(self) -> str:
         """Returns the time that is left at the present pace."""
@@ -147,7 +150,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
         elif self._share >= 1.0 or self._share // self._gap != self._shown // self._gap or not self._told:
-            print(f"{self._counted(step)}  {text}  {self._left()} left", flush=True)
+            self._print(f"{self._counted(step)}  {text}  {self._left()} left")
         self._told, self._shown = True, self._share
 
     _told = False
@@ -159,12 +162,24 @@ class Progress:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False)
         else:
-            print(text, flush=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        if not self._quiet:
+            say(text)
 
     def close(self) -> None:
         """Removes the bar."""
         if self._bar is not None:
             self._bar.stop()
+
+
+def say(text: str) -> None:
+    """Prints on stdout; a reader that has gone away ('| head') ends the printing, not the training."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _bar(total: int | None, done: int) -> tuple[Any, Any]:
@@ -184,7 +199,9 @@ def _bar(total: int | None, done: int) -> tuple[Any, Any]:
 
 
 def _summary(record: Record) -> str:
-    parts = [f"loss {float(record['loss']):.4f}"]
+    terms = {key.removeprefix("loss/"): float(value) for key, value in record.items() if key.startswith("loss/")}
+    apart = f" ({', '.join(f'{name} {value:.4f}' for name, value in terms.items())})" if len(terms) > 1 else ""
+    parts = [f"loss {float(record['loss']):.4f}{apart}"]
     if "learning_rate" in record:
         parts.append(f"lr {float(record['learning_rate']):.2e}")
     if "tokens_per_second" in record:

@@ -24,6 +24,7 @@ from torch import Tensor
 from protloom import __version__
 from protloom.contracts import Tokenizer, WeightAdapter
 from protloom.errors import UserError
+from protloom.files import share
 from protloom.specs import ArchitectureSpec
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ def _write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, file, {"format": "pt"})
     except SafetensorError as error:
         raise UserError(f"{file}: cannot be written ({error}); free space there, or choose another folder") from None
+    share(file)
 
 
 def _file_hash(file: Path) -> str:

@@ -106,7 +106,11 @@ def describe(results: Mapping[str, float]) -> str:
             f"{alias} {loss:.4f} nats per {unit} (perplexity {perplexity(loss):.2f}; residue frequencies alone "
             f"{unigram:.4f}; {results[f'validation/scored_residues/{alias}']:,.0f} residues scored)"
         )
-    return "; ".join(parts) or f"loss {results['validation/loss']:.4f}"
+    told = {name.rpartition("/")[2] for name in results if name.startswith("validation/unigram_entropy/")}
+    for name, value in results.items():
+        if name.startswith("validation/loss/") and name.removeprefix("validation/loss/").partition(".")[0] not in told:
+            parts.append(f"{name.removeprefix('validation/loss/')} {value:.4f}")
+    return "; ".join(parts)
 
 
 def summary(state: TrainState) -> str:

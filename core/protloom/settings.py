@@ -85,10 +85,12 @@ class TrainerConfig(Section):
     parallel: Literal["none", "ddp", "fsdp2"] = Field(default="none", description="Under torchrun: ddp or fsdp2")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl")
     validate_every: int | None = Field(
-        default=None, ge=1, description="Steps between validations; default: a tenth of the run, at least 50"
+        default=None, ge=1, description="Steps between validations; default: a tenth of the run, 50 to 1,000"
     )
     validation_tokens: int = Field(default=65536, ge=1, description="Tokens of a validation")
-    checkpoint_every: int | None = Field(default=None, ge=1, description="Steps between checkpoints; default: the end")
+    checkpoint_every: int | None = Field(
+        default=None, ge=1, description="Steps between checkpoints, one more at the end; default: as validations"
+    )
     keep_last: int = Field(default=2, ge=1, description="Newest checkpoints kept; the best one is kept besides")
     best_metric: str = Field(default="validation/loss", description="Lowest at the best checkpoint")
     nonfinite_limit: int = Field(default=10, ge=1, description="Non-finite steps in a row after which the run stops")

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,9 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(*, quiet: bool = False) -> Iterator[StopRequest]:
-    """Turns the first SIGTERM, SIGUSR1 or SIGINT into a request to stop; a second one acts as usual.
+    """Turns the first SIGTERM, SIGUSR1, SIGINT or SIGHUP into a request to stop; a second one acts as usual.
+
+    A signal that is ignored (SIGHUP under ``nohup``) stays ignored.
 
     Args:
         quiet: do not tell that the request was heard.
@@ -38,10 +40,12 @@ def stop_on_signals(*, quiet: bool = False) -> Iterator[StopRequest]:
         if not quiet:
             # a step may take a minute; written past Python's buffers, which a handler must not touch
             told = f"{request.name}: finishing the step, then saving (once more to stop at once)\n"
-            os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, told.encode())
+            with suppress(OSError):  # a closed terminal cannot be told
+                os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, told.encode())
 
-    for chosen in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        previous[chosen] = signal.signal(chosen, ask) or signal.SIG_DFL
+    for chosen in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(chosen) is not signal.SIG_IGN:
+            previous[chosen] = signal.signal(chosen, ask) or signal.SIG_DFL
     try:
         yield request
     finally:

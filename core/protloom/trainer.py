@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from protloom.mixture import HostBatch, Member, TermKey
 
 
-LEAST_GAP = 50
-"""Steps between validations where the run file leaves it open: a tenth of the run, but never fewer than these."""
+LEAST_GAP, MOST_GAP = 50, 1000
+"""Bounds of the steps between validations, and between checkpoints, that are a tenth of the run by default."""
 
 
 @dataclass
@@ -101,9 +101,10 @@ class Trainer:
                         break
                     self._train_step(step, batches, agreed, log, progress)
                     progress.advance(self.state.step, self._share())
-                    if self._due(config.validate_every or max(LEAST_GAP, -(-config.steps // 10))):
+                    usual = min(MOST_GAP, max(LEAST_GAP, -(-config.steps // 10)))
+                    if self._due(config.validate_every or usual):
                         self._validate(log, progress)
-                    if self._due(config.checkpoint_every or config.steps):
+                    if self._due(config.checkpoint_every or usual):
                         self._save()
         finally:
             progress.close()
@@ -131,6 +132,12 @@ class Trainer:
         """Ends the sitting before the next step: validates if the run is over, and saves."""
         if reason == "budget" and self.state.validated != self.state.step:
             self._validate(log, progress)
+        warmup = self.run.settings.schedule.warmup_steps
+        if reason == "budget" and self.state.step < warmup:
+            progress.note(
+                f"warning: the run ended within its warm-up ({self.state.step} of {warmup} steps): the learning rate "
+                "never reached its peak; lower schedule.warmup_steps, or train for longer"
+            )
         self._save()
         if reason != "budget":
             word = "paused" if reason == "pause" else "stopped"

@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 from protloom.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from protloom.data.policies import Tally
     from protloom.plugins import Registry
 
 
@@ -86,6 +87,12 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, out:
         print((start + (last[0] if last else "")).rstrip(), file=stream)
         for more in last[1:]:
             print(" " * indent + more, file=stream)
+
+
+def warn_of_cleaning(tally: Tally) -> None:
+    """Tells on stderr what the cleaning policies changed or dropped."""
+    for rule, n, first in tally.table():
+        warn(f"{n:,} record{'s' * (n != 1)} of {tally.read:,}: {rule} (first: {first})")
 
 
 def plain(value: Any) -> Any:

@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         for sentence in tables.verdict(found):
             print(sentence)
+        for sentence in tables.cautions(found):
+            print(f"caution: {sentence}")
         print(f"report: {report}")
     for line in failures:
         print(f"error: {line}", file=sys.stderr)

@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
         for record in records:
             if not args.json:
                 print(f">{record.id}\n{record.residues.decode()}", flush=True)
+    common.warn_of_cleaning(source.tally)
     if short:
         common.warn(f"{len(short):,} sequences are too short to cut at {args.keep} and left out, first {short[0]!r}")
     _report(args, comparison, len(short))

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     if args.tokens_per_batch < 1:
         raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: must be at least 1")
     registry = common.registry(args)
-    entries = list(Source(args.source, registry, column=args.column, strict=args.strict).entries())
+    source = Source(args.source, registry, column=args.column, strict=args.strict)
+    entries = list(source.entries())
+    common.warn_of_cleaning(source.tally)
     device = find_device(args.device)
     pretrained = load_pretrained(args.model, registry, device=device)
     if pretrained.stored.initialised:
@@ -74,13 +77,21 @@ def run(args: argparse.Namespace) -> int:
         dtype=compute_dtype(args.precision, device),
     )
     header = ("id", "position", "residue", "log_p") if args.residues else COLUMNS
-    rows = _rows(zip(entries, found, strict=True), residues=args.residues)
+    rows = _rows(_shown(zip(entries, found, strict=True), len(entries)), residues=args.residues)
     if args.out is None:
         for row in (header, *rows):
             print(_line(row), end="", flush=True)
         return 0
     write_text(args.out, "".join(map(_line, (header, *rows))))
     return 0
+
+
+def _shown(scored: Iterable[tuple[Entry, Any]], total: int) -> Iterator[tuple[Entry, Any]]:
+    """Passes results on and counts them on a terminal: every sequence costs as many passes as it has residues."""
+    for number, one in enumerate(scored, start=1):
+        if sys.stderr.isatty():
+            print(f"\r{number:,} of {total:,}", end="\n" if number == total else "", file=sys.stderr, flush=True)
+        yield one
 
 
 def _rows(scored: Iterable[tuple[Entry, Any]], *, residues: bool) -> Iterator[tuple[object, ...]]:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from protloom.plugins import Component, Registry
 
-RUN = "run"
+RUN, RECIPES = "run", "recipe"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("kind", metavar="KIND", help="tokenizer, architecture, objective, optimizer, ... or run")
+    parser.add_argument("kind", metavar="KIND", help="tokenizer, architecture, objective, optimizer, ... recipe or run")
     parser.add_argument("name", metavar="NAME", nargs="?", help="the component; without it, all of that kind")
     parser.add_argument("--schema", action="store_true", help="print the JSON Schema of its section, for editors")
     common.json_option(parser)
@@ -30,6 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser,
         "protloom show objective mlm",
         "protloom show architecture",
+        "protloom show recipe",
         "protloom show run --schema > run.schema.json",
     )
 
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     found = common.registry(args)
     if args.kind == RUN:
         _show_run(args, found)
+    elif args.kind == RECIPES:
+        _show_recipes(args, found)
     elif args.name is None:
         _show_kind(args, found)
     else:
@@ -62,6 +65,26 @@ def _show_run(args: argparse.Namespace, registry: Registry) -> None:
         return
     print("Keys of a run file; a component's section also takes that component's options (protloom show KIND NAME).\n")
     _print_options(options)
+
+
+def _show_recipes(args: argparse.Namespace, registry: Registry) -> None:
+    """Lists the recipes, or prints one."""
+    from protloom.config_source import recipes
+    from protloom.errors import did_you_mean
+    from protloom.plugins import OWN
+
+    texts = {name.removeprefix(f"{OWN}/"): file.read_text(encoding="utf-8") for name, file in recipes(registry).items()}
+    if args.name is not None:
+        if args.name not in texts:
+            common.fail(f"no recipe {args.name!r}.{did_you_mean(args.name, texts)}")
+        print(texts[args.name], end="")
+        return
+    if args.json:
+        common.print_json({"recipes": texts})
+        return
+    rows = [(name, next(iter(text.splitlines()), "").removeprefix("# ")) for name, text in texts.items()]
+    common.print_table(("recipe", "what it is"), rows)
+    print("\n'protloom show recipe NAME' prints one, 'protloom train recipe:NAME' trains it.")
 
 
 def _show_kind(args: argparse.Namespace, registry: Registry) -> None:
@@ -122,7 +145,7 @@ def _check_kind(kind: str) -> None:
     from protloom.specs import KINDS
 
     if kind not in KINDS:
-        common.fail(f"there is no kind {kind!r}.{did_you_mean(kind, [*KINDS, RUN])}")
+        common.fail(f"there is no kind {kind!r}.{did_you_mean(kind, [*KINDS, RUN, RECIPES])}")
 
 
 def _about(component: Component) -> dict[str, Any]:

@@ -80,8 +80,9 @@ def _split(args: argparse.Namespace) -> tuple[str | None, list[str]]:
 
 def report(finished: Any) -> int:
     """Prints what a run did and what to do with it."""
+    from protloom.metrics import say
     from protloom.run_log import summary
 
     if finished.main:
-        print(f"{'done' if finished.complete else 'stopped'}: {summary(finished.state)}; run folder {finished.run_dir}")
+        say(f"{'done' if finished.complete else 'stopped'}: {summary(finished.state)}; run folder {finished.run_dir}")
     return 0

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom import checkpoint, run_folder
+from protloom import checkpoint, config_source, run_folder
 from protloom.compare.foreign_load import LoadMeter
 from protloom.compare.plan import Plan
 from protloom.errors import UserError
@@ -123,6 +123,7 @@ class Runner:
             "seconds": state.seconds,
             "flops": state.flops,
             "corpora": list(state.corpora),
+            "warmup_steps": _warmup(run_dir),
             "foreign_cores": load.foreign_cores(),
         }
         _write_json(record, facts)
@@ -190,6 +191,12 @@ class Runner:
             return [line]
         _write_json(path, {"who": who, "task": name, **_plain(result), "card": dict(task.card())})
         return []
+
+
+def _warmup(run_dir: Path) -> int:
+    """Returns the length of a run's warm-up."""
+    path = run_dir / run_folder.CONFIG
+    return int(config_source.parse(path.read_text(encoding="utf-8"), str(path))["schedule"]["warmup_steps"])
 
 
 def _given(subject: Subject) -> Subject:

@@ -42,6 +42,20 @@ def verdict(analysis: Analysis) -> list[str]:
     return told
 
 
+def cautions(analysis: Analysis) -> list[str]:
+    """Returns a sentence for everything that makes the verdict worth less."""
+    last = analysis["points"][-1]["point"]
+    told = [
+        f"{facts['arm']}, seed {facts['seed']}: the budget ended within the warm-up ({facts['steps']} of "
+        f"{facts['warmup_steps']} steps), so its learning rate never reached the peak"
+        for facts in analysis["training"]
+        if facts["point"] == last and facts["steps"] < facts.get("warmup_steps", 0)
+    ]
+    if len(analysis["seeds"]) == 1:
+        told.append("one seed: how far chance in training moves the differences is not known")
+    return told
+
+
 def budget_words(analysis: Analysis) -> str:
     """Returns the budget as a person says it."""
     unit, number = analysis["budget"]["unit"], analysis["budget"]["number"]
@@ -57,7 +71,9 @@ def _verdict(analysis: Analysis) -> Iterator[str]:
         names = [name for name, facts in analysis["tasks"].items() if facts.get("simulated")]
         yield f"- SIMULATED proteins: {', '.join(names)}"
     seeds = analysis["seeds"]
-    yield f"- seeds: {', '.join(map(str, seeds))}" + (" (one seed: chance of training is not told)" * (len(seeds) == 1))
+    yield f"- seeds: {', '.join(map(str, seeds))}"
+    for sentence in cautions(analysis):
+        yield f"- caution: {sentence}"
     if analysis["allowed_differences"]:
         yield f"- differences between recipes that were allowed: {', '.join(analysis['allowed_differences'])}"
     yield ""
