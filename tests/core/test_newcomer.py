@@ -51,22 +51,30 @@ def test_a_reader_that_goes_away_stops_no_training(options: Options, tmp_path: P
     assert "step-00000012" in done, (process.returncode, done, told)
 
 
+def heard_again() -> None:
+    """What the tests were started with may ignore SIGHUP (nohup), and a child inherits that."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM"])
 def test_a_closed_terminal_saves(options: Options, tmp_path: Path, name: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "protloom",
-        "train",
-        *options(trainer__steps=20000, trainer__checkpoint_every=20000),
-    ]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment()) as process:
+    long = options(trainer__steps=20000, trainer__checkpoint_every=20000, trainer__validate_every=20000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "protloom", "train", *long],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        preexec_fn=heard_again,  # noqa: PLW1509 - no threads are started between fork and exec
+    )
+    try:
         log = tmp_path / "run" / "metrics.jsonl"
         deadline = time.monotonic() + 100
         while not (log.is_file() and '"step": 3' in log.read_text()) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.Signals[name])
         _, told = process.communicate(timeout=100)
+    finally:
+        process.kill()
     assert process.returncode == 0
     assert f"{name}: finishing the step, then saving".encode() in told
     assert len(list((tmp_path / "run" / "checkpoints").glob("step-*"))) == 1
