@@ -12,6 +12,9 @@ WORKERS ?= auto
 # one thread a test process: as many processes as cores already keep the machine busy
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
+# without those that need a corpus or a finished run; each says in its first lines how it is called
+BENCHMARKS = $(filter-out benchmarks/ankh3_joint.py benchmarks/first_run_figure.py,$(wildcard benchmarks/*.py))
+
 .PHONY: demo test test-slow lint bench clean
 .DELETE_ON_ERROR:
 
@@ -45,7 +48,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.dev
-	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
+	for script in $(BENCHMARKS); do $(VENV)/bin/python $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) dist .mypy_cache .ruff_cache .benchmarks

@@ -81,6 +81,7 @@ def row(name: str, run_dir: Path | None, metrics: Mapping[str, float]) -> str:
 
 
 def main() -> None:
+    """Trains the variants, asks all of them both questions and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True)
     parser.add_argument("--runs", type=Path, help="keep the run folders here; those that are there are taken")

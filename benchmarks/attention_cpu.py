@@ -103,6 +103,7 @@ def check(variants: Mapping[str, Variant], dtype: torch.dtype) -> None:
 
 
 def attention_rows(dtype: torch.dtype, rounds: int) -> list[str]:
+    """Returns the lines of the attention table for one type."""
     rows = []
     for heads, size in SHAPES:
         for name, lengths in LENGTHS.items():
@@ -127,6 +128,7 @@ def attention_rows(dtype: torch.dtype, rounds: int) -> list[str]:
 
 
 def rowwise_rows(dtype: torch.dtype, rounds: int) -> list[str]:
+    """Returns the lines of the table of rotary positions and norms for one type."""
     rows = []
     tokens, width = 2048, 320
     for heads, size in SHAPES[:4]:
@@ -172,6 +174,7 @@ def _row(dtype: torch.dtype, name: str, other: float, chosen: float) -> str:
 
 
 def main() -> None:
+    """Compares, measures and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)

@@ -142,6 +142,7 @@ def recorded(name: str, function: Callable[..., Any]) -> Any:
 
 
 def main() -> None:
+    """Measures every size and writes the table and the profiles."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=["8M", "35M"])
     parser.add_argument("--tokens", type=int, default=8192)

@@ -160,6 +160,7 @@ def check(losses: Mapping[str, float]) -> None:
 
 
 def main() -> None:
+    """Builds the variants, measures them in turn and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="demo:", help="corpus; the table of the results folder is of real UniRef90")
     parser.add_argument("--size", default="small")
