@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from protloom.contracts import Offsets
 from protloom_plugins.kernels import cpu
-from protloom_plugins.kernels.reference import torch_groups, visible
+from protloom_plugins.kernels.reference import ReferenceBackend, torch_groups, visible
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
@@ -212,23 +212,11 @@ def adamw(
     )
 
 
-class TorchBackend:
-    """Offers every function, on every device and in every precision.
-
-    Args:
-        config: has no options.
-    """
+class TorchBackend(ReferenceBackend):
+    """Offers every function in PyTorch's fastest form, on every device and in every precision."""
 
     name = "torch"
     priority = 10
-
-    def __init__(self, config: Any = None) -> None:
-        del config
-
-    def unavailable(self, device: torch.device) -> str | None:
-        """Returns None: PyTorch is always there."""
-        del device
-        return None
 
     def functions(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Callable[..., Any]]:
         """Returns the functions by name."""

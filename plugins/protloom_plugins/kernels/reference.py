@@ -178,7 +178,7 @@ class ReferenceBackend:
         del config
 
     def unavailable(self, device: torch.device) -> str | None:
-        """Returns None: plain formulas run everywhere."""
+        """Returns None: what PyTorch alone computes runs everywhere."""
         del device
         return None
 
