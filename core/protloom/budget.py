@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 UNITS = ("steps", "seconds", "tokens", "flops")
 """What can be counted; seconds are those of optimizer steps, without validation and saving."""
+ENDLESS = 10**9
+"""``trainer.steps`` of a run that something else ends."""
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from protloom.plugins import Registry
 
 
-ENDLESS = 10**8
-"""Steps that nobody means to take."""
-
-
 @dataclass(frozen=True)
 class Finished:
     """How a sitting ended.
@@ -161,7 +157,7 @@ def _length(run: Assembly) -> str:
     each = f"{trainer.tokens_per_step:,} tokens a step"
     limits = budget.limits(trainer)
     if limits:
-        steps = f"to step {trainer.steps:,} or " if trainer.steps < ENDLESS else ""
+        steps = f"to step {trainer.steps:,} or " if trainer.steps < budget.ENDLESS else ""
         return f"{steps}for {' or '.join(f'{limit.number:,.6g} {limit.unit}' for limit in limits)}, {each}"
     epochs = trainer.steps * trainer.tokens_per_step / epoch
     many = (

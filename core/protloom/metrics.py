@@ -113,7 +113,7 @@ class Progress:
         self._gap = 1.0 / every
         self._share = self._shown = self._begin_share = share
         self._begin, self._paced = time.perf_counter(), done
-        self._quiet = quiet
+        self._quiet, self._told = quiet, False
         self._bar: Any = None
         if not quiet and sys.stderr.isatty():
             self._bar, self._task = _bar(total, done)
@@ -152,8 +152,6 @@ class Progress:
         elif self._share >= 1.0 or self._share // self._gap != self._shown // self._gap or not self._told:
             self._print(f"{self._counted(step)}  {text}  {self._left()} left")
         self._told, self._shown = True, self._share
-
-    _told = False
 
     def note(self, text: str) -> None:
         """Prints a line without disturbing the bar."""

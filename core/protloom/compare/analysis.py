@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from protloom.compare import significance
 from protloom.compare.plan import Plan
-from protloom.compare.runner import START, Part, file_name
+from protloom.compare.runner import START, Part
 from protloom.errors import UserError
 from protloom.scoring import percentile_interval
 
@@ -200,6 +200,3 @@ def curves(plan: Plan, folder: Path) -> dict[str, list[dict[str, Any]]]:
             if path.is_file():
                 found[name] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return found
-
-
-__all__ = ["analyse", "curves", "file_name"]

@@ -10,14 +10,11 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from protloom import config, config_source, run_folder
-from protloom.budget import UNITS, Amount
+from protloom.budget import ENDLESS, UNITS, Amount
 from protloom.config_errors import explain
 from protloom.errors import UserError, did_you_mean
 from protloom.plugins import Registry
 from protloom.settings import Section
-
-ENDLESS = 10**9
-"""Steps of a run that something else ends."""
 
 
 class Arm(Section):

@@ -16,7 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -253,8 +253,3 @@ def _link(source: str, target: str) -> str:
     except OSError:
         shutil.copy2(source, target)
     return target
-
-
-def names_of(plan: Plan, point: float, arm: str) -> Sequence[str]:
-    """Returns who stands for a recipe at a point: a name for each seed."""
-    return [Part(arm, seed, point).name for seed in plan.config.seeds]

@@ -142,16 +142,16 @@ class Jepa(Objective):
         predicted, wanted = self._normalised(raw), self._normalised(target)
         each = self._distance(predicted, wanted)  # [M]
         totals = {"jepa": each.sum()}
-        with torch.no_grad():
-            # predicting the mean of the targets is what is left to a network that knows nothing
-            mean = self._distance(wanted.mean(0, keepdim=True).expand_as(wanted), wanted) if len(index) else each
-        metrics = {"mean_target_loss": Metric(mean.sum(), float(len(index)))}
+        metrics: dict[str, Metric] = {}
         name = self.config.regulariser.name
         if name != "none":
             states = {"pred": raw, "pred_ln": predicted, "student": student}[self.config.regulariser.place]
             value = self._regulariser(states, ctx)
             totals[name] = value * len(index)
         if ctx.logging:
+            # predicting the mean of the targets is what is left to a network that knows nothing
+            mean = self._distance(wanted.mean(0, keepdim=True).expand_as(wanted), wanted) if len(index) else each
+            metrics["mean_target_loss"] = Metric(mean.detach().sum(), float(len(index)))
             metrics |= collapse.measure(wanted, "target") | collapse.measure(predicted, "predicted")
         return Losses(totals, metrics)
 
