@@ -22,7 +22,7 @@ def protloom_corpora() -> list[CorpusSpec]:
 @hookimpl
 def protloom_tasks() -> list[TaskSpec]:
     """Offers the built-in tasks."""
-    return [*_secondary_structure(), *_retrieval(), *_contacts()]
+    return [*_secondary_structure(), *_retrieval(), *_contacts(), *_sequences()]
 
 
 def _secondary_structure() -> list[TaskSpec]:
@@ -79,3 +79,47 @@ def _contacts() -> list[TaskSpec]:
             tags=("per-pair", "simulated"),
         )
     ]
+
+
+_SEQUENCES = {
+    "remote-homology": "fold of remote homologs, 1195 classes (TAPE)",
+    "signal-peptide": "signal peptide or none, from the first 70 residues",
+    "neuropeptide": "neuropeptide precursor or not (ProFET)",
+    "stability": "stability of designed mini-proteins (TAPE)",
+    "scop-class": "structural class of a SCOP domain",
+    "solubility": "solubility in E. coli (DeepSol's test set)",
+    "localization:test": "subcellular localisation, 10 classes (DeepLoc 1.0)",
+    "localization:hard": "subcellular localisation, 10 classes (setHARD)",
+    "beta-lactamase": "fitness of TEM-1 single mutants",
+    "metal-ion-binding": "metal-binding protein or not (bindEmbed21's set)",
+    "fluorescence": "brightness of avGFP variants (TAPE)",
+    "gb1:sampled": "fitness of GB1 variants (FLIP), a random split",
+    "gb1:one-vs-rest": "fitness of GB1 variants (FLIP), trained on single mutants",
+    "gb1:two-vs-rest": "fitness of GB1 variants (FLIP), trained on at most two mutations",
+    "gb1:three-vs-rest": "fitness of GB1 variants (FLIP), trained on at most three mutations",
+    "gb1:low-vs-high": "fitness of GB1 variants (FLIP), trained on those below the wild type",
+    "chezod-disorder": "mean disorder of a protein (CheZOD)",
+    "kcat": "turnover numbers of enzymes (CatPred), a stand-in",
+    "peptide-hla": "peptide and HLA class I molecule bind or not (TransPHLA's independent set)",
+    "ec-deepfri": "EC numbers of chains (DeepFRI's test chains), a stand-in",
+}
+"""Tasks that a file in ``definitions`` says, with what they are; after the colon, the variant."""
+
+
+def _sequences() -> list[TaskSpec]:
+    home = "protloom_tasks.sequence_task"
+    found = []
+    for name, summary in _SEQUENCES.items():
+        definition, _, variant = name.partition(":")
+        options = {"definition": definition} | ({"variant": variant} if variant else {})
+        found.append(
+            TaskSpec(
+                name=name,
+                factory=f"{home}:SequenceTask",
+                config=f"{home}:SequenceConfig",
+                options=options,
+                summary=summary,
+                tags=("per-protein",),
+            )
+        )
+    return found

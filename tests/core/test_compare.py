@@ -112,6 +112,25 @@ def test_stretches_are_interleaved_and_nobody_is_always_first(
     assert firsts.count("plain") == firsts.count("latent") == 2
 
 
+def test_rounds_interleave_more_finely_than_what_is_evaluated(
+    small_fasta: Path, tmp_path: Path, registry: Registry
+) -> None:
+    found = load(tmp_path, small_fasta, registry, rounds=3, checkpoints=[], seeds=[0])
+    assert (found.points, found.turns) == ((4,), (1, 2, 4))  # a third of four steps, as whole steps
+    assert [(part.point, part.arm) for part in parts(found)] == [
+        (1, "plain"),
+        (1, "latent"),
+        (2, "latent"),
+        (2, "plain"),
+        (4, "plain"),
+        (4, "latent"),
+    ]
+    by_seconds = load(tmp_path, small_fasta, registry, rounds=4, checkpoints=[20], budget={"seconds": 30})
+    assert by_seconds.turns == (7.5, 15, 20, 22.5, 30)
+    # more rounds than steps: none of no length
+    assert load(tmp_path, small_fasta, registry, rounds=9, checkpoints=[]).turns == (1, 2, 3, 4)
+
+
 @pytest.mark.slow
 def test_a_comparison_from_the_command_line(
     small_fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -198,7 +217,7 @@ def fabricated(folder: Path, results: dict[str, dict[str, np.ndarray[Any, Any]]]
             record = {"who": who, "task": task, "metric": "mean", "value": float(items.mean()), "n": n, "unit": "items"}
             record |= {"interval95": [0, 1], "items": "same", "replicates": items[draws].mean(1).tolist(), "card": card}
             path.write_text(json.dumps(record))
-    return Plan(config, "a", plan.Amount("steps", 3.0), (3.0,), {"a": (None, ()), "b": (None, ())}, None)
+    return Plan(config, "a", plan.Amount("steps", 3.0), (3.0,), (3.0,), {"a": (None, ()), "b": (None, ())}, None)
 
 
 def test_differences_intervals_and_counts(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def _claim(folder: Path, planned: Plan) -> None:
     write_text(path, config_source.dump(stated))
 
 
-ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "data_dir")
+ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "rounds", "data_dir")
 """What may change between two sittings: more tasks, seeds and points are added to what is there."""
 
 

@@ -176,7 +176,7 @@ def _counts(deltas: Sequence[float], margin: float) -> dict[str, Any]:
 def _training(plan: Plan, folder: Path) -> list[dict[str, Any]]:
     """Returns what every stretch of training used, in order."""
     found = []
-    for point in plan.points:
+    for point in plan.turns:
         for arm in plan.arms:
             for seed in plan.config.seeds:
                 part = Part(arm, seed, point)

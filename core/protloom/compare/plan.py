@@ -32,6 +32,7 @@ class ComparisonConfig(Section):
     shared: list[str] = Field(default=[], description="Options of every recipe, each key=value; init, for example")
     budget: dict[str, float] = Field(description="One of seconds, steps, tokens, flops: what every recipe may use")
     checkpoints: list[float] = Field(default=[], description="Evaluate at these amounts of the budget too")
+    rounds: int = Field(default=1, ge=1, description="Recipes take turns so many times on the way to the budget")
     seeds: list[int] = Field(default=[0], min_length=1, description="Seeds that every recipe is trained with")
     tasks: list[str] = Field(min_length=1, description="Tasks, groups or patterns, as 'task run' takes them")
     task_options: list[str] = Field(default=[], description="Options of tasks, each key=value")
@@ -77,6 +78,7 @@ class Plan:
         baseline: name of the recipe that others are measured against.
         budget: what every recipe may use.
         points: where runs are evaluated, ascending; the last is the budget.
+        turns: where one recipe pauses and the next goes on: every point, and the ends of the rounds.
         options: what the command line of each recipe is: (run file or None, overrides), without seed and folder.
         init: weights that all recipes start from, or None.
     """
@@ -85,6 +87,7 @@ class Plan:
     baseline: str
     budget: Amount
     points: tuple[float, ...]
+    turns: tuple[float, ...]
     options: Mapping[str, tuple[str | None, tuple[str, ...]]]
     init: str | None
 
@@ -133,14 +136,21 @@ def load(path: Path, overrides: Sequence[str], registry: Registry) -> Plan:
     _refuse_unlike(documents, settings, name)
     starts = {document["init"] for document in documents.values()}
     points = tuple(sorted({*settings.checkpoints, number}))
+    rounds = (_whole(number * i / settings.rounds, unit) for i in range(1, settings.rounds))
     return Plan(
         settings,
         settings.baseline or next(iter(settings.recipes)),
         budget,
         points,
+        tuple(sorted({*points, *rounds} - {0})),
         options,
         starts.pop() if len(starts) == 1 else None,
     )
+
+
+def _whole(number: float, unit: str) -> float:
+    """Returns an amount that its unit allows: steps and tokens are whole."""
+    return float(int(number)) if unit in ("steps", "tokens") else number
 
 
 def _limit(budget: Amount) -> str:

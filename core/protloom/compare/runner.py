@@ -4,7 +4,7 @@ The folder of a comparison::
 
     comparison.yaml              what is compared
     runs/NAME-sSEED/             an ordinary run folder each
-    models/NAME-sSEED@POINT/     weights when the run had used so much of the budget
+    models/NAME-sSEED@POINT/     weights when the run had used so much of the budget, at the points that are evaluated
     parts/NAME-sSEED@POINT.json  steps, tokens, seconds, FLOPs, and the foreign load of that stretch
     results/WHO/TASK.json        what a task found, WHO one of those models, 'start' or 'floor:...'
 """
@@ -56,12 +56,12 @@ class Part:
 
 
 def parts(plan: Plan) -> Iterator[Part]:
-    """Yields all stretches in the order of training: point by point, so that recipes share the machine's moods.
+    """Yields all stretches in the order of training: turn by turn, so that recipes share the machine's moods.
 
-    Within a point the order of the recipes turns from seed to seed and from point to point.
+    Within a turn the order of the recipes changes from seed to seed and from turn to turn.
     """
     turn = 0
-    for point in plan.points:
+    for point in plan.turns:
         for seed in plan.config.seeds:
             arms = plan.arms[turn % len(plan.arms) :] + plan.arms[: turn % len(plan.arms)]
             turn += 1
@@ -88,7 +88,8 @@ class Runner:
         failures = self._evaluate_references()
         for part in parts(self._plan):
             self._train(part)
-            failures += self._evaluate(part.name, str(self._folder / "models" / part.name))
+            if part.point in self._plan.points:
+                failures += self._evaluate(part.name, str(self._folder / "models" / part.name))
         return failures
 
     # --------------------------------------------------------------------------------------------------- training
@@ -97,7 +98,8 @@ class Runner:
         """Trains up to a point, in a process of its own: all begin with the same state of the machine's memory."""
         record = self._folder / "parts" / f"{part.name}.json"
         model = self._folder / "models" / part.name
-        if record.is_file() and model.is_dir():
+        evaluated = part.point in self._plan.points
+        if record.is_file() and (model.is_dir() or not evaluated):
             return
         self._tell(f"training {part.run} to {part.point:g} {self._plan.budget.unit}")
         run_dir = self._folder / "runs" / part.run
@@ -116,7 +118,8 @@ class Runner:
                 f"{part.run}: a budget of {part.point:g} {self._plan.budget.unit} is too short for one step: give more"
             )
         state = checkpoint.read_state(newest)
-        _copy_tree(newest / "model", model)
+        if evaluated:
+            _copy_tree(newest / "model", model)
         facts = {
             "steps": state.step,
             "tokens": state.tokens,

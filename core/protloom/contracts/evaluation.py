@@ -21,11 +21,15 @@ class TaskResult:
         interval: 95 % bootstrap interval of it.
         n: number of items scored; ``unit`` names them.
         metrics: all metrics.
-        per_item: ``[items]`` the metric of each resampled item (protein, query).
+        per_item: ``[items]`` the metric of each resampled item (protein, query); where the metric is no mean over items
+            (a correlation, an AUC), how wrong each item is.
         replicates: ``[B]`` bootstrap replicates of ``value``. Every subject of a task is resampled by the same draws of
             items, so that the difference of two arrays is a paired bootstrap, whatever the metric.
         items: a hash of which items were scored and how they were drawn: results pair only where it is equal.
         details: provenance: data hash, split sizes, probe, what was dropped.
+        intervals: 95 % bootstrap intervals of further metrics, by their names in ``metrics``.
+        predictions: a table by columns, an entry an item: what was predicted for which item, so that metrics can be
+            computed again without the model; empty where a task keeps none.
     """
 
     metric: str
@@ -38,6 +42,8 @@ class TaskResult:
     replicates: NDArray[np.float64]
     items: str
     details: Mapping[str, Any] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    predictions: Mapping[str, Sequence[Any]] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -1,0 +1,284 @@
+"""Tasks with one label a sequence, or a pair: whatever a definition says, by a probe on pooled features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from protloom.contracts import TaskResult
+from protloom.errors import UserError
+from protloom.scoring import percentile_interval
+from protloom.settings import Section
+from protloom_tasks import intervals, sequence_metrics, sequence_probes
+from protloom_tasks.datasets import tables
+from protloom_tasks.datasets.files import status
+from protloom_tasks.datasets.proteins import draw
+from protloom_tasks.definition import load
+from protloom_tasks.floors import Composition, Floor, Kmer2, Length
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from protloom.contracts import Subject
+    from protloom_tasks.datasets.tables import Row, Rows
+    from protloom_tasks.definition import Definition
+
+DEFINITIONS: Mapping[str, str] = {
+    "Spearman": "correlation of the ranks of prediction and label over the rows of the split, ties at their mean rank",
+    "AUC": "area under the ROC curve: how often a positive row scores above a negative one, ties count half",
+    "accuracy": "share of rows whose class is predicted; a class that training lacks can only be missed",
+    "OvR AUC": "mean over classes of the AUC of one class against the rest; classes without a positive are left out",
+    "micro F1": "F1 over all (row, label) decisions together; labels that training lacks are left out",
+    "macro F1": "mean over classes of F1",
+    "Fmax": "best F of mean precision and mean recall over thresholds of the score",
+}
+"""What the main metrics are."""
+
+
+class SequenceConfig(Section):
+    """Options of a task on whole sequences."""
+
+    definition: str = Field(description="A shipped definition, or the path of a YAML file")
+    variant: str | None = Field(default=None, description="Which of its variants")
+    data_dir: str | None = Field(default=None, description="Data folder; default: PROTLOOM_DATA")
+    split: Literal["valid", "test"] = Field(default="test", description="What is scored")
+    train_rows: int | None = Field(default=5000, ge=2, description="Training rows, drawn by seed; null: all")
+    rows: int | None = Field(default=2000, ge=2, description="Scored rows, drawn by seed; null: all")
+    pool: Literal["mean", "max", "cls"] = Field(default="mean", description="How residue states become one vector")
+    include_specials: bool = Field(default=True, description="mean and max see <cls> and <eos>, as published")
+    probe: sequence_probes.Probe = Field(default="lbfgs", description="Solver of logistic regressions")
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What is fitted on and scored."""
+
+    train: Sequence[Row]
+    scored: Sequence[Row]
+    train_labels: NDArray[Any]
+    labels: NDArray[Any]
+    classes: Sequence[str]
+    details: Mapping[str, Any]
+
+
+class SequenceTask:
+    """One task of a definition.
+
+    Args:
+        config: which definition, which split and how many rows, pooling, probe.
+
+    Raises:
+        UserError: the definition is wrong.
+    """
+
+    def __init__(self, config: SequenceConfig) -> None:
+        self.config = config
+        self.definition, self._beside = load(config.definition, config.variant)
+        known = sequence_metrics.METRICS[self.definition.kind]
+        if self.definition.main not in known:
+            raise UserError(
+                f"definition {config.definition!r}: metric {self.definition.main!r} is none of a "
+                f"{self.definition.kind} task: {', '.join(known)}"
+            )
+        stem = Path(config.definition).stem
+        self.name = stem if config.variant is None else f"{stem}:{config.variant}"
+        self._rows: Rows | None = None
+        self._data: dict[tuple[int, int | None], _Data] = {}
+
+    def check(self) -> None:
+        """Raises UserError if a file is missing."""
+        for source in tables.sources(self.definition):
+            tables.find(source, self.config.data_dir, self._beside)
+
+    def card(self) -> Mapping[str, Any]:
+        """Describes the task."""
+        said, sources = self.definition, tables.sources(self.definition)
+        lower = said.main in sequence_metrics.LOWER_IS_BETTER
+        return {
+            "title": said.title,
+            "kind": f"{said.kind} of {'pairs of sequences' if said.partner else 'sequences'}, frozen features",
+            "metric": said.main,
+            "better": "lower" if lower else "higher",
+            "also": tuple(name for name in sequence_metrics.METRICS[said.kind] if name != said.main),
+            "definition": DEFINITIONS.get(said.main, said.main),
+            "differs": said.differs or None,
+            "reference": said.reference,
+            "splits": _described(said),
+            "probe": "StandardScaler + "
+            + ("ridge(alpha=1)" if said.kind == "regression" else f"logistic regression(C=1, {self.config.probe})"),
+            "options": self.config.model_dump(exclude={"data_dir", "definition", "variant"}),
+            "floors": {name: floor.summary for name, floor in self._floors().items()},
+            "interval": "bootstrap over distinct " + (said.group or "sequences"),
+            "citation": said.citation or None,
+            "data": {source.path: {"from": source.origin, "licence": source.licence} for source in sources},
+            "status": {source.path: self._status(source) for source in sources},
+            "simulated": False,
+        }
+
+    def _status(self, source: Any) -> str:
+        return "ready" if (self._beside / source.path).is_file() else status(self.config.data_dir, source)
+
+    def floors(self) -> Mapping[str, Subject]:
+        """Returns 2-mers, composition and length."""
+        return dict(self._floors())
+
+    def _floors(self) -> dict[str, Floor]:
+        return {floor.name: floor for floor in (Kmer2(), Composition(), Length())}
+
+    def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
+        """Scores a subject; see :class:`protloom.contracts.Task`."""
+        if (seed, limit) not in self._data:
+            self._data = {(seed, limit): self._load(seed, limit)}
+        data = self._data[seed, limit]
+        train, usable = self._features(subject, data.train)
+        scored, present = self._features(subject, data.scored)
+        output = sequence_probes.fit(
+            train[usable],
+            data.train_labels[usable],
+            {"scored": np.where(present[:, None], scored, 0)},
+            kind=self.definition.kind,
+            probe=self.config.probe,
+            seed=seed,
+        )
+        details = {
+            **data.details,
+            **output.details,
+            "train_rows": int(usable.sum()),
+            "rows": len(data.scored),
+            "without_features": {"train": int((~usable).sum()), "scored": int((~present).sum())},
+            "seed": seed,
+        }
+        return self._result(data, output.values["scored"], details, seed)
+
+    def _features(self, subject: Subject, rows: Sequence[Row]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Returns the features of rows, those of a pair side by side, and which rows have any."""
+        pool, specials = self.config.pool, self.config.include_specials
+        found = subject.pooled([row.sequence for row in rows], pool=pool, include_specials=specials)
+        if self.definition.partner:
+            other = subject.pooled([row.partner for row in rows], pool=pool, include_specials=specials)
+            found = np.concatenate([found, other], axis=1)
+        return found, np.asarray(np.isfinite(found).all(axis=1))
+
+    def _load(self, seed: int, limit: int | None) -> _Data:
+        if self._rows is None:
+            self._rows = tables.read(self.definition, self.config.data_dir, self._beside)
+        rows, split = self._rows, self.config.split
+        if not rows.splits.get(split):
+            raise UserError(f"{self.name}: there is no {split} split; it has {', '.join(rows.splits)}")
+        most = {"train": self.config.train_rows, split: self.config.rows}
+        most = {name: min((n for n in (size, limit) if n is not None), default=None) for name, size in most.items()}
+        chosen = {
+            name: [rows.splits[name][i] for i in draw(len(rows.splits[name]), size, seed, name == split)]
+            for name, size in most.items()
+        }
+        labels, classes = tables.encode(chosen, self.definition)
+        details: dict[str, Any] = {
+            "files": rows.files,
+            "split": split,
+            "available": {name: len(of) for name, of in rows.splits.items()},
+            "left_out": {reason: n for reason, n in rows.counts.items() if n},
+            "limit": limit,
+        }
+        if self.definition.kind == "multiclass":
+            trained = int(labels["train"].max()) + 1
+            details["classes"] = trained
+            details["rows_of_classes_unseen_in_training"] = int((labels[split] >= trained).sum())
+        elif self.definition.kind == "multilabel":
+            known = set(classes)
+            values = [row.value for row in chosen[split]]
+            details["classes"] = len(classes)
+            details["labels_unseen_in_training"] = sum(name not in known for of in values for name in of)
+        return _Data(chosen["train"], chosen[split], labels["train"], labels[split], classes, details)
+
+    def _result(self, data: _Data, output: NDArray[np.float64], details: dict[str, Any], seed: int) -> TaskResult:
+        kind, main = self.definition.kind, self.definition.main
+        known = sequence_metrics.METRICS[kind]
+        resamples = _Resamples([row.group for row in data.scored], seed)
+        everything = np.arange(len(output))[None]
+        values = {name: float(metric(data.labels, output, everything)[0]) for name, metric in known.items()}
+        many = output.ndim == 2 and output.shape[1] > sequence_metrics.MOST_CLASSES
+        replicates = {
+            name: resamples.of(metric, data.labels, output)
+            for name, metric in known.items()
+            if name == main or not many or name == "accuracy"
+        }
+        return TaskResult(
+            metric=main,
+            value=values[main],
+            interval=percentile_interval(replicates[main]),
+            n=resamples.n,
+            unit=self.definition.group or "sequences",
+            metrics=values,
+            intervals={name: percentile_interval(of) for name, of in replicates.items()},
+            per_item=_errors(kind, data.labels, output),
+            replicates=replicates[main],
+            items=intervals.fingerprint(self.name, (row.sequence + row.partner for row in data.scored), seed),
+            predictions=_predictions(data, output),
+            details=details,
+        )
+
+
+class _Resamples:
+    """Draws whole groups of rows, the same ones for every subject.
+
+    Args:
+        groups: of each row.
+        seed: of the draws.
+    """
+
+    def __init__(self, groups: Sequence[str], seed: int) -> None:
+        names, self._group = np.unique(groups, return_inverse=True)
+        self.n, self._seed = len(names), seed
+        order = np.argsort(self._group, kind="stable")
+        self._members = np.split(order, np.cumsum(np.bincount(self._group, minlength=self.n))[:-1])
+
+    def of(self, metric: sequence_metrics.Metric, truth: NDArray[Any], output: NDArray[Any]) -> NDArray[np.float64]:
+        """Returns the metric of every resample, ``[B]``."""
+        alone = self.n == len(self._group)
+        found: list[NDArray[np.float64]] = []
+        for block in intervals.draws(self.n, seed=self._seed):
+            if alone:
+                found.append(metric(truth, output, np.argsort(self._group)[block]))
+                continue
+            for drawn in block:  # groups differ in size, so resamples do
+                rows = np.concatenate([self._members[i] for i in drawn])
+                found.append(metric(truth, output, rows[None]))
+        return np.concatenate(found) if found else np.zeros(0)
+
+
+def _errors(kind: str, truth: NDArray[Any], output: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns how wrong each row is, ``[n]``: absolute error, 1 for a wrong class, share of wrong labels."""
+    if kind == "regression":
+        return np.abs(truth - output)
+    if kind == "multilabel":
+        return np.asarray(((output > 0) != truth).mean(axis=1), dtype=np.float64)
+    return (sequence_metrics.decisions(output) != truth).astype(np.float64)
+
+
+def _predictions(data: _Data, output: NDArray[np.float64]) -> Mapping[str, Sequence[Any]]:
+    """Returns a table of what was predicted, a row a sequence."""
+    table: dict[str, Sequence[Any]] = {"sequence": [row.sequence for row in data.scored]}
+    if any(row.partner for row in data.scored):
+        table["partner"] = [row.partner for row in data.scored]
+    table["label"] = [list(row.value) if isinstance(row.value, tuple) else row.value for row in data.scored]
+    if output.ndim == 1:
+        table["output"] = output.tolist()
+    elif data.labels.ndim == 1:
+        table["output"] = [data.classes[i] for i in output.argmax(axis=1).tolist()]
+    else:
+        table["output"] = [[data.classes[i] for i in np.flatnonzero(row > 0).tolist()] for row in output]
+    return table
+
+
+def _described(said: Definition) -> str:
+    parts = [f"{split}: {', '.join(table.file for table in of)}" for split, of in said.splits.items()]
+    parts += [
+        f"{carve.split}: {carve.share:.0%} of {carve.source}, by a hash of {carve.by or 'the sequence'}"
+        for carve in said.carve
+    ]
+    return "; ".join(parts)
