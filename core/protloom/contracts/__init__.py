@@ -24,6 +24,9 @@ from protloom.contracts.computation import (
 )
 from protloom.contracts.evaluation import (
     Callback,
+    Download,
+    HasDownloads,
+    HasSequences,
     Subject,
     Task,
     TaskResult,
@@ -41,7 +44,10 @@ __all__ = [
     "Architecture",
     "BuildContext",
     "Callback",
+    "Download",
     "Encoded",
+    "HasDownloads",
+    "HasSequences",
     "ImportedWeights",
     "Losses",
     "Metric",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -104,6 +106,54 @@ class Task(Protocol):
         Raises:
             protloom.errors.UserError: if the data are missing; says where they come from.
         """
+
+
+@runtime_checkable
+class HasSequences(Protocol):
+    """What a task offers beside, where its sequences can be told: a corpus is then compared with them."""
+
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns every sequence of a split (``train``, ``valid``, ``test``), none where there is no such split.
+
+        In the order of the data and not drawn; of a pair, both sequences, one after the other.
+
+        Raises:
+            protloom.errors.UserError: if the data are missing; says where they come from.
+        """
+
+
+@dataclass(frozen=True)
+class Download:
+    """A data file of a task and the published files that it is made of.
+
+    Attributes:
+        path: of the data file, below the data folder.
+        origin: repository, path and commit, in words.
+        licence: as the origin states it.
+        columns: that the file must have, for who makes it by hand.
+        urls: the published files; none: it cannot be downloaded.
+        sha256: of each published file, None where it is not known.
+        sizes: bytes of each, None where they are not known.
+        convert: writes the data file (first argument) from the published files, in the order of ``urls``; None: the
+            only published file is the data file.
+    """
+
+    path: str
+    origin: str
+    licence: str
+    columns: tuple[str, ...] = ()
+    urls: tuple[str, ...] = ()
+    sha256: tuple[str | None, ...] = ()
+    sizes: tuple[int | None, ...] = ()
+    convert: Callable[[Path, Sequence[Path]], None] | None = None
+
+
+@runtime_checkable
+class HasDownloads(Protocol):
+    """What a task offers beside, where its data are files: ``protloom data fetch`` gets them."""
+
+    def downloads(self) -> Sequence[Download]:
+        """Returns the files that the task reads, those included that nobody can download."""
 
 
 class Callback(Protocol):
