@@ -204,12 +204,19 @@ class ScopeRetrieval(_Retrieval):
             "simulated": False,
         }
 
-    def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
-        """Scores a subject; see :class:`protloom.contracts.Task`."""
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns all domains for ``test``; see :class:`protloom.contracts.HasSequences`."""
+        return self._data()[0].sequences if split == "test" else ()
+
+    def _data(self) -> tuple[Domains, dict[str, str]]:
         if self._loaded is None:
             path = locate(self.config.data_dir, scope.SCOPE)
             self._loaded = scope.read_scope(path), {scope.SCOPE.path: sha256(path)}
-        domains, files = self._loaded
+        return self._loaded
+
+    def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
+        """Scores a subject; see :class:`protloom.contracts.Task`."""
+        domains, files = self._data()
         kept = draw(len(domains.ids), limit, seed, 0)
         if len(kept) < 2:
             raise UserError(f"{self.name}: {len(kept)} domains; retrieval needs two at least")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -80,6 +80,14 @@ class Ss3:
     def _floors(self) -> dict[str, OneHot]:
         floor = OneHot(self.config.window)
         return {floor.name: floor}
+
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns all chains of a split; see :class:`protloom.contracts.HasSequences`."""
+        if split == "test" and (own := data.TESTS.get(self.config.test)) is not None:
+            chains = data.read_test(locate(self.config.data_dir, own), self.config.test)
+        else:
+            chains = data.read_netsurfp(locate(self.config.data_dir, data.NETSURFP)).get(split, [])
+        return [chain.sequence for chain in chains]
 
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
         """Scores a subject; see :class:`protloom.contracts.Task`."""

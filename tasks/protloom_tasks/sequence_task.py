@@ -123,6 +123,12 @@ class SequenceTask:
     def _status(self, source: Any) -> str:
         return "ready" if (self._beside / source.path).is_file() else status(self.config.data_dir, source)
 
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns all sequences of a split; see :class:`protloom.contracts.HasSequences`."""
+        if self._rows is None:
+            self._rows = tables.read(self.definition, self.config.data_dir, self._beside)
+        return self._rows.sequences(split)
+
     def floors(self) -> Mapping[str, Subject]:
         """Returns 2-mers, composition and length."""
         return dict(self._floors())

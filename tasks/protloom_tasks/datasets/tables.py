@@ -52,11 +52,18 @@ class Rows:
         splits: name -> rows, in the order of the files.
         counts: what was left out or changed, by reason.
         files: path -> SHA-256 of its bytes.
+        repeated: training rows that were left out because another split has them.
     """
 
     splits: dict[str, list[Row]]
     counts: Counter[str] = field(default_factory=Counter)
     files: dict[str, str] = field(default_factory=dict)
+    repeated: list[Row] = field(default_factory=list)
+
+    def sequences(self, split: str) -> list[str]:
+        """Returns every sequence of a split as the data have it, both of a pair."""
+        rows = [*self.splits.get(split, ()), *(self.repeated if split == "train" else ())]
+        return [letters for row in rows for letters in (row.sequence, row.partner) if letters]
 
 
 def sources(definition: Definition) -> list[Source]:
@@ -93,7 +100,7 @@ def read(definition: Definition, data_dir: str | None, beside: Path) -> Rows:
     for split in ("train", "test"):
         if not found.splits[split]:
             raise UserError(f"the {split} split is empty: look at 'splits' of the definition; {dict(found.counts)}")
-    found.splits["train"] = _without_tested(found)
+    _remove_tested(found)
     return found
 
 
@@ -168,14 +175,15 @@ def _carve(splits: dict[str, list[Row]], carve: Carve) -> None:
     splits[carve.source], splits[carve.split] = kept, moved
 
 
-def _without_tested(found: Rows) -> list[Row]:
-    """Returns the training rows that occur in no other split."""
+def _remove_tested(found: Rows) -> None:
+    """Leaves out the training rows that occur in another split."""
     elsewhere = {
         (row.sequence, row.partner) for split, rows in found.splits.items() if split != "train" for row in rows
     }
-    kept = [row for row in found.splits["train"] if (row.sequence, row.partner) not in elsewhere]
-    found.counts["in training and another split: left out of training"] += len(found.splits["train"]) - len(kept)
-    return kept
+    train = found.splits["train"]
+    found.repeated = [row for row in train if (row.sequence, row.partner) in elsewhere]
+    found.splits["train"] = [row for row in train if (row.sequence, row.partner) not in elsewhere]
+    found.counts["in training and another split: left out of training"] += len(found.repeated)
 
 
 def encode(rows: Mapping[str, Sequence[Row]], definition: Definition) -> tuple[dict[str, NDArray[Any]], list[str]]:
