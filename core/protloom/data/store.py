@@ -27,12 +27,14 @@ from protloom.specs import CorpusSpec
 
 if TYPE_CHECKING:
     from protloom.contracts import Record
+    from protloom.plugin_loader import Component
     from protloom.plugins import Registry
 
 __all__ = [
     "Store",
     "build_store",
     "default_cache_dir",
+    "find_corpus",
     "is_store",
     "open_corpus",
     "refuse_missing",
@@ -86,8 +88,46 @@ def open_corpus(
     path = Path(spec).expanduser()
     if path.is_dir():
         return Store.open(path)
-    key = _key(["file", _remembered_sha256(path, cache), path.suffixes, POLICY_VERSION, VERSION, strict, column])
+    key = _file_key(path, cache, strict, column)
     return _built(cache, key, lambda out: build_store(path, out, strict=strict, column=column, progress=progress))
+
+
+def find_corpus(
+    spec: str,
+    *,
+    cache_dir: str | Path | None = None,
+    strict: bool = False,
+    column: str | None = None,
+    registry: Registry,
+) -> Store | None:
+    """Opens a corpus whose store was built before; None where the corpus or its store is not there (any more).
+
+    Args:
+        spec: as of :func:`open_corpus`.
+        cache_dir: where stores are built; default :func:`default_cache_dir`.
+        strict: as when it was built.
+        column: as when it was built.
+        registry: finds the reader of a URI's scheme.
+
+    Raises:
+        UserError: an unknown scheme, or a store that is damaged.
+    """
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    scheme = uri_scheme(spec, registry)
+    path = Path(spec).expanduser()
+    if scheme is None and path.is_dir():
+        return Store.open(path)
+    if scheme is not None:
+        key = _uri_key(spec, registry.resolve("corpus", scheme), strict)
+    elif path.is_file():
+        key = _file_key(path, cache, strict, column)
+    else:
+        return None
+    return Store.open(cache / key) if is_store(cache / key) else None
+
+
+def _file_key(path: Path, cache: Path, strict: bool, column: str | None) -> str:
+    return _key(["file", _remembered_sha256(path, cache), path.suffixes, POLICY_VERSION, VERSION, strict, column])
 
 
 # ------------------------------------------------------------------------------------------------------------- URIs
@@ -139,11 +179,14 @@ def uri_records(uri: str, registry: Registry) -> tuple[Iterable[Record], dict[st
     return records, origin
 
 
-def _open_uri(uri: str, scheme: str, registry: Registry, cache: Path, strict: bool, progress: Progress | None) -> Store:
-    component = registry.resolve("corpus", scheme)
+def _uri_key(uri: str, component: Component, strict: bool) -> str:
     assert isinstance(component.spec, CorpusSpec)
     made_by = [component.full_name, component.version, component.spec.data_version]
-    key = _key(["uri", uri, *made_by, __version__, POLICY_VERSION, VERSION, strict])
+    return _key(["uri", uri, *made_by, __version__, POLICY_VERSION, VERSION, strict])
+
+
+def _open_uri(uri: str, scheme: str, registry: Registry, cache: Path, strict: bool, progress: Progress | None) -> Store:
+    key = _uri_key(uri, registry.resolve("corpus", scheme), strict)
 
     def build(out: Path) -> Store:
         records, origin = uri_records(uri, registry)
