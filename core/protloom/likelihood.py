@@ -1,15 +1,22 @@
-"""What a network holds likely at each position of a protein when it sees all the others: pseudo-likelihood.
+"""What a network holds likely at positions of a protein: each residue hidden once, alone, or none hidden at all.
 
-Every residue is hidden once, alone. A masked-token model reads the mask symbol there and is asked at that place
-(Salazar et al. 2020, "Masked language model scoring"; Meier et al. 2021 for proteins). An encoder-decoder reads its
-first sentinel there; its decoder is given the start symbol and that sentinel, and the last position's logits are about
-the residue (one-sentinel decoding, as Ankh's authors score variants). Logarithms are natural and over all symbols.
+*Hidden*: a masked-token model reads the mask symbol at the place and is asked there (Salazar et al. 2020, "Masked
+language model scoring"; Meier et al. 2021 for proteins). An encoder-decoder reads its first sentinel there; its decoder
+is given the start symbol and that sentinel, and the last position's logits are about the residue (one-sentinel
+decoding, as Ankh's authors score sequences). *Visible*: a masked-token model reads the protein as it is and is asked at
+every place at once. Logarithms are natural and over all symbols.
+
+A network that sees W residues at once reads the W of a longer protein in whose middle the place is, or the first or
+last W near an end, between the tokenizer's prefix and suffix: see :func:`window`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,6 +32,159 @@ if TYPE_CHECKING:
     from protloom.contracts import Architecture, Tokenizer
 
     F32 = NDArray[np.float32]
+    Logits = Callable[[Tensor, Offsets, Tensor], Tensor]
+    Asked = tuple[NDArray[np.int64], list[int]]  # token ids of a sequence, and where in it the network is asked
+
+
+class Place(NamedTuple):
+    """One residue of a sequence.
+
+    Attributes:
+        sequence: residues as letters.
+        position: of the residue, from 0.
+    """
+
+    sequence: str
+    position: int
+
+
+def window(length: int, position: int, size: int | None, stride: int = 1) -> tuple[int, int]:
+    """Returns the residues ``[first, last)`` of a protein that a network sees when it is asked at ``position``.
+
+    Args:
+        length: of the protein.
+        position: from 0.
+        size: residues that the network sees at once; None: all.
+        stride: windows begin at its multiples (the last one, at the end, excepted), so that neighbours share one.
+    """
+    if size is None or length <= size:
+        return 0, length
+    middle = position - size // 2
+    first = min(max(0, (middle + stride // 2) // stride * stride), length - size)
+    return first, first + size
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Asks a network what may stand at places of proteins.
+
+    Attributes:
+        model: a masked-token model or an encoder-decoder.
+        tokenizer: the one that it was trained with.
+        prefix: ids put before every sequence; None: the tokenizer's own.
+        tokens_per_batch: encoder tokens of a packed batch; a longer sequence gets a batch of its own.
+        max_length: residues that the network sees at once, see :func:`window`; None: any number.
+        dtype: compute in this precision by autocast; None: the network's own.
+    """
+
+    model: Architecture
+    tokenizer: Tokenizer
+    prefix: Sequence[int] | None = None
+    tokens_per_batch: int = 8192
+    max_length: int | None = None
+    dtype: torch.dtype | None = None
+
+    def ids(self, sequence: str) -> NDArray[np.int64]:
+        """Returns the ids ``[L]`` of residues, without prefix and suffix."""
+        return self.tokenizer.table[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)].astype(np.int64)
+
+    def hidden(self, places: Iterable[Place]) -> Iterator[F32]:
+        """Yields ``[vocabulary]`` log-probabilities of what stands at each place, which alone is hidden, in order.
+
+        Each place costs a pass over its sequence; passes are packed, over sequences too.
+
+        Raises:
+            UserError: if nothing can be hidden from the model.
+        """
+        asked = self._hider
+        yield from self._packed((self._hidden(place, asked.symbol) for place in places), asked.logits)
+
+    def visible(self, sequence: str, positions: Sequence[int]) -> F32:
+        """Returns ``[positions, vocabulary]`` log-probabilities where nothing is hidden.
+
+        A sequence costs one pass; a longer one than ``max_length`` one for each of the windows round its positions,
+        which begin at multiples of a quarter of their size.
+
+        Raises:
+            UserError: if the model's encoder says nothing about residues.
+        """
+        if not can_read(self.model):
+            raise UserError("this model's encoder says nothing about residues, its decoder does: hide them instead")
+        inside: dict[tuple[int, int], list[int]] = {}  # window -> numbers of its positions
+        for number, position in enumerate(positions):
+            inside.setdefault(self.visible_window(len(sequence), position), []).append(number)
+        front, model = len(self._front), self.model
+        asked = (
+            (self._framed(sequence[first:last]), [front + positions[number] - first for number in numbers])
+            for (first, last), numbers in inside.items()
+        )
+        rows = self._packed(asked, lambda tokens, cu, at: model.logits(model.encode(tokens, cu).last[at]))
+        found = np.empty((len(positions), len(self.tokenizer.vocab)), dtype=np.float32)
+        for number, row in zip((number for numbers in inside.values() for number in numbers), rows, strict=True):
+            found[number] = row
+        return found
+
+    def hidden_window(self, length: int, position: int) -> tuple[int, int]:
+        """Returns the residues ``[first, last)`` that :meth:`hidden` shows round a place."""
+        return window(length, position, self.max_length)
+
+    def visible_window(self, length: int, position: int) -> tuple[int, int]:
+        """Returns the residues ``[first, last)`` that :meth:`visible` shows round a place."""
+        return window(length, position, self.max_length, stride=max(1, (self.max_length or 1) // 4))
+
+    # ------------------------------------------------------------------------------------------------ machinery
+
+    @cached_property
+    def _front(self) -> NDArray[np.int64]:
+        return np.asarray(self.tokenizer.prefix if self.prefix is None else self.prefix, dtype=np.int64)
+
+    @cached_property
+    def _hider(self) -> _Mask | _Sentinel:
+        return (_Sentinel if "decode" in self.model.capabilities else _Mask)(self.model, self.tokenizer)
+
+    def _framed(self, residues: str) -> NDArray[np.int64]:
+        return np.concatenate([self._front, self.ids(residues), np.asarray(self.tokenizer.suffix, dtype=np.int64)])
+
+    def _hidden(self, place: Place, symbol: int) -> Asked:
+        first, last = self.hidden_window(len(place.sequence), place.position)
+        tokens = self._framed(place.sequence[first:last])
+        at = len(self._front) + place.position - first
+        tokens[at] = symbol
+        return tokens, [at]
+
+    def _packed(self, asked: Iterable[Asked], logits: Logits) -> Iterator[F32]:
+        """Yields the log-probabilities at the given positions of token sequences, as many in a batch as fit."""
+        device = next(cast("nn.Module", self.model).parameters()).device
+        batch: list[Asked] = []
+        size = 0
+        for tokens, at in asked:
+            if batch and size + len(tokens) > self.tokens_per_batch:
+                yield from self._run(batch, logits, device)
+                batch, size = [], 0
+            batch.append((tokens, at))
+            size += len(tokens)
+        if batch:
+            yield from self._run(batch, logits, device)
+
+    def _run(self, batch: Sequence[Asked], logits: Logits, device: torch.device) -> F32:
+        cu = Offsets.of((len(tokens) for tokens, _ in batch), device)
+        places = [first + place for first, (_, at) in zip(cu.bounds, batch, strict=False) for place in at]
+        tokens = torch.from_numpy(np.concatenate([tokens for tokens, _ in batch])).to(device)
+        with frozen(cast("nn.Module", self.model), self.dtype):
+            found = logits(tokens, cu, torch.tensor(places, device=device))  # [R, V]
+            return cast("F32", torch.log_softmax(found.float(), dim=-1).cpu().numpy())
+
+
+def can_hide(model: Architecture, tokenizer: Tokenizer) -> bool:
+    """Tells whether residues can be hidden from a model: behind a mask symbol, or a sentinel if it has a decoder."""
+    return (
+        bool(getattr(tokenizer, "sentinels", ())) if "decode" in model.capabilities else tokenizer.mask_id is not None
+    )
+
+
+def can_read(model: Architecture) -> bool:
+    """Tells whether a model says what stands at a place that it sees: an encoder with a decoder behind it does not."""
+    return "decode" not in model.capabilities
 
 
 def pseudo_log_likelihoods(
@@ -43,8 +203,9 @@ def pseudo_log_likelihoods(
     tables = position_log_probabilities(
         model, tokenizer, sequences, prefix=prefix, tokens_per_batch=tokens_per_batch, dtype=dtype
     )
+    reader = Reader(model, tokenizer)
     for sequence, table in zip(sequences, tables, strict=True):
-        yield table[np.arange(len(sequence)), _ids(tokenizer, sequence)]
+        yield table[np.arange(len(sequence)), reader.ids(sequence)]
 
 
 def position_log_probabilities(
@@ -71,33 +232,14 @@ def position_log_probabilities(
     Raises:
         UserError: if the model can do neither, or a sequence is empty or not ASCII; names its position.
     """
-    asked = _Sentinel(model, tokenizer) if "decode" in model.capabilities else _Mask(model, tokenizer)
-    front = np.asarray(tokenizer.prefix if prefix is None else prefix, dtype=np.int64)
-    back = np.asarray(tokenizer.suffix, dtype=np.int64)
-    device = next(cast("nn.Module", model).parameters()).device
     for number, sequence in enumerate(sequences, start=1):
         if not sequence or not sequence.isascii():
             what = "is empty" if not sequence else "holds characters that are not ASCII"
             raise UserError(f"sequence {number} of {len(sequences)} {what}: give residues as letters")
-        whole = np.concatenate([front, _ids(tokenizer, sequence), back])  # [L + specials]
-        places = np.arange(len(front), len(front) + len(sequence))
-        rows = max(1, tokens_per_batch // len(whole))
-        found = []
-        for start in range(0, len(places), rows):
-            hidden = places[start : start + rows]  # [R]
-            copies = np.tile(whole, (len(hidden), 1))  # [R, L + specials]
-            copies[np.arange(len(hidden)), hidden] = asked.symbol
-            cu = Offsets.of([len(whole)] * len(hidden), device)
-            tokens = torch.from_numpy(copies.reshape(-1)).to(device)
-            at = torch.from_numpy(hidden + np.arange(len(hidden)) * len(whole)).to(device)  # [R]
-            with frozen(cast("nn.Module", model), dtype):
-                logits = asked.logits(tokens, cu, at)  # [R, V]
-                found.append(torch.log_softmax(logits.float(), dim=-1).cpu().numpy())
-        yield np.concatenate(found)
-
-
-def _ids(tokenizer: Tokenizer, sequence: str) -> NDArray[np.int64]:
-    return tokenizer.table[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)].astype(np.int64)
+    reader = Reader(model, tokenizer, prefix=prefix, tokens_per_batch=tokens_per_batch, dtype=dtype)
+    rows = reader.hidden(Place(sequence, i) for sequence in sequences for i in range(len(sequence)))
+    for sequence in sequences:
+        yield np.stack(list(islice(rows, len(sequence))))
 
 
 class _Mask:

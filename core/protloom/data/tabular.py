@@ -45,11 +45,7 @@ def table_records(source: ByteSource, column: str | None = None) -> Iterator[Rec
     Raises:
         UserError: no such column, none or several that could be meant, a row of another width, or pyarrow is missing.
     """
-    kind = _kind(source.name)
-    if kind == ".parquet":
-        yield from _parquet(source, column)
-    else:
-        yield from _delimited(source, column, _DELIMITERS[kind])
+    yield from (_delimited if is_delimited(source.name) else _parquet)(source, column)
 
 
 def choose_column(columns: Sequence[str], wanted: str | None, name: str) -> str:
@@ -71,8 +67,13 @@ def _companion(columns: Sequence[str], names: Sequence[str], taken: str) -> str 
     return next((lower[n] for n in names if n in lower), None)
 
 
-def _delimited(source: ByteSource, column: str | None, delimiter: str) -> Iterator[Record]:
-    rows = csv.reader(_lines(source), delimiter=delimiter, strict=True)
+def delimited_rows(source: ByteSource) -> Iterator[tuple[int, list[str]]]:
+    """Yields (line number, fields) of a CSV or TSV file, the header first; every row is as wide as the header.
+
+    Raises:
+        UserError: no header, two columns of one name, a row of another width, or no valid table; names the line.
+    """
+    rows = csv.reader(_lines(source), delimiter=_DELIMITERS[_kind(source.name)], strict=True)
     # one field may be a very long sequence: the default limit is 131,072 characters
     csv.field_size_limit(1 << 30)
     try:
@@ -82,24 +83,38 @@ def _delimited(source: ByteSource, column: str | None, delimiter: str) -> Iterat
         if len(set(header)) < len(header):
             twice = next(c for c in header if header.count(c) > 1)
             raise UserError(f"{source.name} has two columns {twice!r}: rename one")
-        sequence = header.index(choose_column(header, column, source.name))
-        name = _companion(header, ID_COLUMNS, header[sequence])
-        group = _companion(header, (GROUP_COLUMN,), header[sequence])
-        at_id = None if name is None else header.index(name)
-        at_group = None if group is None else header.index(group)
-        for number, row in enumerate((row for row in rows if row), start=1):
-            if len(row) != len(header):
+        yield rows.line_num, header
+        for row in rows:
+            if row and len(row) != len(header):
                 raise UserError(
                     f"{source.name}, line {rows.line_num}: {len(row)} fields, but the header has {len(header)}; "
                     "quote fields that contain the separator"
                 )
-            yield Record(
-                id=str(number) if at_id is None else row[at_id].strip(),
-                residues=row[sequence].strip().encode(),
-                group=None if at_group is None else row[at_group] or None,
-            )
+            if row:
+                yield rows.line_num, row
     except csv.Error as error:
         raise UserError(f"{source.name}, line {rows.line_num}: not a valid table ({error})") from error
+
+
+def is_delimited(name: str) -> bool:
+    """Tells by the ending whether a file is CSV or TSV."""
+    return _kind(name) in _DELIMITERS
+
+
+def _delimited(source: ByteSource, column: str | None) -> Iterator[Record]:
+    rows = delimited_rows(source)
+    _, header = next(rows)
+    sequence = header.index(choose_column(header, column, source.name))
+    name = _companion(header, ID_COLUMNS, header[sequence])
+    group = _companion(header, (GROUP_COLUMN,), header[sequence])
+    at_id = None if name is None else header.index(name)
+    at_group = None if group is None else header.index(group)
+    for number, (_, row) in enumerate(rows, start=1):
+        yield Record(
+            id=str(number) if at_id is None else row[at_id].strip(),
+            residues=row[sequence].strip().encode(),
+            group=None if at_group is None else row[at_group] or None,
+        )
 
 
 def _lines(source: ByteSource) -> Iterator[str]:
