@@ -1,17 +1,20 @@
 """Which sequences of a corpus also occur, whole or nearly so, in the test sets of tasks.
 
-Two sequences overlap by the share of k-mers of the shorter one that the other holds too. With k = 6, sequences that are
-82 % identical share about 30 %, and two unrelated ones of 400 residues about one k-mer in 400.
+Two sequences overlap by the share of the distinct k-mers of the one that has fewer of them which the other holds too.
+So a domain inside a longer protein counts as much as a copy. k-mers with an X are left out: an unknown residue equals
+nothing. With k = 6, a copy of which p of the residues were left alone shares about p⁶ of its k-mers (30 % at 82 %
+identity, 53 % at 90 %), and two unrelated sequences of 400 residues about one k-mer in 400.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from protloom.data.chunk import lengths_of, offsets_of
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,33 +26,44 @@ SHARE = 0.3
 """Least share of k-mers that counts as overlap."""
 MOST_K = 12
 """Longest k-mer that fits into a 64-bit number, five bits a residue."""
+BLOCK = 1 << 20
+"""Residues of a corpus that are looked up at once."""
+PAIRS = 1 << 22
+"""(k-mer, tested sequence) pairs that are counted at once, about."""
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # spreads k-mers over the upper bits
+_UNKNOWN = ord("X") & 31
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """A sequence of the corpus and the tested sequence nearest to it.
+class Pairs:
+    """Sequences of a block and tested sequences that overlap.
 
     Attributes:
-        id: of the sequence in the corpus.
-        tested: number of the tested sequence.
-        share: of the k-mers of the shorter one, found in the other.
-        exact: the two are equal.
+        corpus: ``[P]`` number in the block.
+        tested: ``[P]`` number of the distinct tested sequence.
+        share: ``[P]`` of the k-mers of the one that has fewer, found in the other; 1 where they are equal.
+        exact: ``[P]`` the two are equal.
     """
 
-    id: str
-    tested: int
-    share: float
-    exact: bool
+    corpus: NDArray[np.int64]
+    tested: NDArray[np.int64]
+    share: NDArray[np.float64]
+    exact: NDArray[np.bool_]
 
 
 class Index:
     """The k-mers of tested sequences, to look sequences of a corpus up in.
 
-    Needs about 30 bytes of memory for each tested residue.
+    Needs about 50 bytes of memory for each residue of the distinct tested sequences while it is made.
 
     Args:
-        tested: sequences of the test sets.
+        tested: sequences of the test sets; upper and lower case are the same.
         k: residues of a k-mer.
+
+    Attributes:
+        of: ``[n]`` number of the distinct sequence that each tested one is.
+        distinct: number of distinct tested sequences.
 
     Raises:
         UserError: ``k`` is out of range.
@@ -60,65 +74,241 @@ class Index:
             raise UserError(f"k-mers of {k} residues: choose 1 to {MOST_K}")
         self._k = k
         self._whole: dict[str, int] = {}
-        for number, sequence in enumerate(tested):
-            self._whole.setdefault(sequence, number)
-        each = [np.unique(_kmers(sequence, k)) for sequence in self._whole]
-        self._size = np.array([len(kmers) for kmers in each], dtype=np.int64)
-        self._number = np.fromiter(self._whole.values(), dtype=np.int64, count=len(self._whole))
-        everything = np.concatenate(each) if each else np.zeros(0, dtype=np.uint64)
-        owner = np.repeat(np.arange(len(each)), self._size)
-        order = np.argsort(everything, kind="stable")
-        self._keys, first, self._counts = np.unique(everything[order], return_index=True, return_counts=True)
-        self._first, self._owner = first, owner[order]
+        upper = (sequence.upper() for sequence in tested)
+        self.of = np.array([self._whole.setdefault(s, len(self._whole)) for s in upper], dtype=np.int64)
+        self.distinct = len(self._whole)
+        owner, kmer = _distinct(list(self._whole), k)
+        self._size = np.bincount(owner, minlength=self.distinct)  # k-mers of each distinct sequence
+        order = np.argsort(kmer, kind="stable")
+        self._owner, kmer = owner[order].astype(np.int32), kmer[order]
+        self._first = np.flatnonzero(np.concatenate([np.ones(min(len(kmer), 1), np.bool_), kmer[1:] != kmer[:-1]]))
+        self._keys, self._counts = kmer[self._first], np.diff(self._first, append=len(kmer))
+        # most k-mers of a corpus are in no test set: a table of bits tells nearly all of them at the cost of one look
+        self._bits = np.uint64(64 - max(len(self._keys).bit_length() + 4, 10))
+        self._maybe = np.zeros(1 << (64 - int(self._bits)), dtype=np.bool_)
+        self._maybe[self._place(self._keys)] = True
 
-    def nearest(self, sequence: str, *, share: float = SHARE) -> tuple[int, float, bool] | None:
-        """Returns (number of the tested sequence, share, whether they are equal) of the nearest one, None below.
+    def _place(self, kmers: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return np.asarray(kmers * _GOLDEN >> self._bits, dtype=np.uint64)
+
+    def look_up(self, sequences: Sequence[str], *, share: float = SHARE) -> Pairs:
+        """Returns every pair of a given and a tested sequence that are equal or share enough k-mers.
 
         Args:
-            sequence: of a corpus.
-            share: least share of k-mers.
+            sequences: of a corpus, some megabytes at most.
+            share: least share of k-mers, above 0.
         """
-        if sequence in self._whole:
-            return self._whole[sequence], 1.0, True
-        kmers = np.unique(_kmers(sequence, self._k))
-        if not len(kmers) or not len(self._keys):
-            return None
-        place = np.minimum(np.searchsorted(self._keys, kmers), len(self._keys) - 1)
-        place = place[self._keys[place] == kmers]
-        # no pair can reach the share with so few hits, and most sequences of a corpus end here
-        if len(place) < share * min(len(kmers), int(self._size.min(initial=len(kmers)))) or not len(place):
-            return None
-        starts, counts = self._first[place], self._counts[place]
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        owners, hits = np.unique(self._owner[np.repeat(starts, counts) + within], return_counts=True)
-        shares = hits / np.minimum(self._size[owners], len(kmers))
-        best = int(np.argmax(shares))
-        if shares[best] < share:
-            return None
-        return int(self._number[owners[best]]), float(shares[best]), False
+        same = [(i, self._whole[s]) for i, s in enumerate(sequences) if s in self._whole]
+        equal = np.array(same, dtype=np.int64).reshape(-1, 2)
+        corpus, tested, found = self._shares(sequences, share)
+        # an equal pair is told once, and one too short for a k-mer is told too
+        fresh = ~np.isin(corpus * self.distinct + tested, equal[:, 0] * self.distinct + equal[:, 1])
+        return Pairs(
+            np.concatenate([equal[:, 0], corpus[fresh]]),
+            np.concatenate([equal[:, 1], tested[fresh]]),
+            np.concatenate([np.ones(len(equal)), found[fresh]]),
+            np.arange(len(equal) + int(fresh.sum())) < len(equal),
+        )
+
+    def _shares(
+        self, sequences: Sequence[str], share: float
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+        """Returns (number in the block, tested, share) of the pairs that share enough k-mers."""
+        number, kmers = _kmers(sequences, self._k)
+        near = np.flatnonzero(self._maybe[self._place(kmers)])
+        number, kmers = number[near], kmers[near]
+        at = np.minimum(np.searchsorted(self._keys, kmers), max(len(self._keys) - 1, 0))
+        hit = self._keys[at] == kmers if len(self._keys) else np.zeros(0, dtype=np.bool_)
+        # a k-mer counts once a sequence, however often it stands there
+        hits = np.unique(number[hit] * np.int64(max(len(self._keys), 1)) + at[hit])
+        number, at = np.divmod(hits, max(len(self._keys), 1))
+        corpus, tested, common = self._common(number, at)
+        # no sequence has fewer k-mers than were found of it, so few pairs are left whose sizes must be counted
+        least = np.bincount(number, minlength=len(sequences))
+        possible = common / np.minimum(self._size[tested], least[corpus]) >= share
+        corpus, tested, common = corpus[possible], tested[possible], common[possible]
+        wanted, place = np.unique(corpus, return_inverse=True)
+        owner, _ = _distinct([sequences[i] for i in wanted.tolist()], self._k)
+        size = np.bincount(owner, minlength=len(wanted))
+        shares = common / np.minimum(self._size[tested], size[place])
+        enough = shares >= share
+        return corpus[enough], tested[enough], shares[enough]
+
+    def _common(
+        self, number: NDArray[np.int64], at: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Counts how many of the found k-mers each pair of sequences has in common.
+
+        Args:
+            number: ``[H]`` ascending: the sequence that a k-mer was found in.
+            at: ``[H]`` the k-mer.
+
+        Returns:
+            (number, tested, common) of every pair with one at least.
+        """
+        corpus, tested, common = [], [], []
+        upto = np.cumsum(self._counts[at])
+        low = 0
+        while low < len(number):
+            base = upto[low - 1] if low else 0
+            # whole sequences, so that no pair is cut in two; one that is too large comes alone
+            high = int(np.searchsorted(upto, base + PAIRS, side="right"))
+            if high < len(number):
+                high = int(np.searchsorted(number, number[high]))
+            if high <= low:
+                high = int(np.searchsorted(number, number[low], side="right"))
+            counts = self._counts[at[low:high]]
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            owner = self._owner[np.repeat(self._first[at[low:high]], counts) + within]
+            pairs, shared = np.unique(np.repeat(number[low:high], counts) * self.distinct + owner, return_counts=True)
+            corpus.append(pairs // self.distinct)
+            tested.append(pairs % self.distinct)
+            common.append(shared)
+            low = high
+        nothing = [np.zeros(0, dtype=np.int64)]
+        return np.concatenate(corpus or nothing), np.concatenate(tested or nothing), np.concatenate(common or nothing)
 
 
-def overlaps(corpus: Iterable[tuple[str, str]], index: Index, *, share: float = SHARE) -> Iterator[Overlap]:
-    """Yields the sequences of a corpus that overlap with a tested one, in the corpus's order.
+@dataclass(frozen=True)
+class Overlap:
+    """A sequence of the corpus and the tested sequence nearest to it.
+
+    Attributes:
+        id: of the sequence in the corpus.
+        tested: number of the distinct tested sequence.
+        share: of the k-mers of the one that has fewer, found in the other.
+        exact: the two are equal.
+    """
+
+    id: str
+    tested: int
+    share: float
+    exact: bool
+
+
+@dataclass(frozen=True)
+class Count:
+    """What of one test set occurs in a corpus.
+
+    Attributes:
+        tested: its sequences, repeated ones counted each time.
+        exact: those that the corpus holds exactly.
+        above: those that are equal or share enough k-mers with a sequence of the corpus.
+        corpus: sequences of the corpus that do so with any of them.
+    """
+
+    tested: int
+    exact: int
+    above: int
+    corpus: int
+
+
+class Audit:
+    """Adds up, sequence by sequence of a corpus, what of several test sets occurs in it.
 
     Args:
-        corpus: (id, residues) one after the other.
-        index: of the tested sequences.
-        share: least share of k-mers that counts; 1 with an index of long k-mers finds little but contained sequences.
+        sets: name -> tested sequences.
+        k: residues of a k-mer.
+        share: least share of k-mers that counts, above 0 and at most 1.
+
+    Attributes:
+        read: sequences of the corpus so far.
+
+    Raises:
+        UserError: ``k`` or ``share`` is out of range.
     """
-    for name, sequence in corpus:
-        found = index.nearest(sequence, share=share)
-        if found is not None:
-            yield Overlap(name, *found)
+
+    def __init__(self, sets: Mapping[str, Sequence[str]], *, k: int = K, share: float = SHARE) -> None:
+        if not 0 < share <= 1:
+            raise UserError(f"a share of {share:g}: must lie above 0 and be at most 1")
+        self.read = 0
+        self._share = share
+        self._index = Index([sequence for tested in sets.values() for sequence in tested], k=k)
+        ends = offsets_of(np.array([len(tested) for tested in sets.values()], dtype=np.int64))
+        self._rows = {name: self._index.of[low:high] for name, low, high in zip(sets, ends[:-1], ends[1:], strict=True)}
+        self._member = {name: np.isin(np.arange(self._index.distinct), rows) for name, rows in self._rows.items()}
+        self._concerned = dict.fromkeys(sets, 0)
+        self._best = np.zeros(self._index.distinct)
+        self._exact = np.zeros(self._index.distinct, dtype=np.bool_)
+
+    def add(self, corpus: Iterable[tuple[str, str]]) -> Iterator[Overlap]:
+        """Yields the sequences of a corpus that overlap, in its order, each with the tested one nearest to it.
+
+        Args:
+            corpus: (id, residues in upper case) one after the other.
+        """
+        names: list[str] = []
+        sequences: list[str] = []
+        size = 0
+        for name, sequence in corpus:
+            names.append(name)
+            sequences.append(sequence)
+            size += len(sequence)
+            if size >= BLOCK:
+                yield from self._block(names, sequences)
+                names, sequences, size = [], [], 0
+        yield from self._block(names, sequences)
+
+    def _block(self, names: Sequence[str], sequences: Sequence[str]) -> Iterator[Overlap]:
+        self.read += len(names)
+        pairs = self._index.look_up(sequences, share=self._share)
+        np.maximum.at(self._best, pairs.tested, pairs.share)
+        self._exact[pairs.tested[pairs.exact]] = True
+        for name, member in self._member.items():
+            self._concerned[name] += len(np.unique(pairs.corpus[member[pairs.tested]]))
+        # of each sequence the best pair first; an equal one before one with as many k-mers
+        order = np.lexsort((pairs.tested, ~pairs.exact, -pairs.share, pairs.corpus))
+        _, first = np.unique(pairs.corpus[order], return_index=True)
+        for i in order[first].tolist():
+            yield Overlap(names[pairs.corpus[i]], int(pairs.tested[i]), float(pairs.share[i]), bool(pairs.exact[i]))
+
+    def sets_of(self, tested: int) -> list[str]:
+        """Returns the names of the test sets that hold a distinct tested sequence."""
+        return [name for name, member in self._member.items() if member[tested]]
+
+    def counts(self) -> dict[str, Count]:
+        """Returns what was found of each test set so far."""
+        above = self._best >= self._share
+        return {
+            name: Count(len(rows), int(self._exact[rows].sum()), int(above[rows].sum()), self._concerned[name])
+            for name, rows in self._rows.items()
+        }
 
 
-def _kmers(sequence: str, k: int) -> NDArray[np.uint64]:
-    """Returns the k-mers of a sequence as numbers, ``[L − k + 1]``."""
-    letters = np.frombuffer(sequence.encode("ascii"), dtype=np.uint8) & np.uint8(31)
-    count = len(letters) - k + 1
-    if count < 1:
-        return np.zeros(0, dtype=np.uint64)
+def _kmers(sequences: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Returns (number of the sequence, k-mer) for every window of ``k`` known residues, ascending by the first."""
+    each = [sequence.encode("ascii") for sequence in sequences]
+    letters = np.frombuffer(b"".join(each), dtype=np.uint8) & np.uint8(31)
+    lengths = lengths_of(each)
+    count = max(len(letters) - k + 1, 0)
+    left = np.repeat(offsets_of(lengths)[1:], lengths)[:count] - np.arange(count)  # residues from here to the end
+    whole = left >= k
     found = np.zeros(count, dtype=np.uint64)
     for i in range(k):
-        found = (found << np.uint64(5)) | letters[i : i + count].astype(np.uint64)
-    return found
+        part = letters[i : i + count]
+        found = (found << np.uint64(5)) | part
+        whole &= part != _UNKNOWN
+    return np.repeat(np.arange(len(each)), lengths)[:count][whole], found[whole]
+
+
+def _distinct(sequences: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Returns (number of the sequence, k-mer) for every distinct k-mer of each sequence."""
+    numbers: list[NDArray[np.int64]] = []
+    found: list[NDArray[np.uint64]] = []
+    first = 0
+    while first < len(sequences):
+        last, size = first, 0
+        while last < len(sequences) and size < BLOCK:
+            size += len(sequences[last])
+            last += 1
+        number, kmers = _kmers(sequences[first:last], k)
+        order = np.lexsort((kmers, number))
+        number, kmers = number[order], kmers[order]
+        new = np.ones(len(number), dtype=np.bool_)
+        new[1:] = (number[1:] != number[:-1]) | (kmers[1:] != kmers[:-1])
+        numbers.append(number[new] + first)
+        found.append(kmers[new])
+        first = last
+    if not found:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
+    return np.concatenate(numbers), np.concatenate(found)
