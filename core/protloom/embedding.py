@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.contracts import Architecture, Tokenizer
+    from protloom.variants import Variant
 
     F32 = NDArray[np.float32]
 
@@ -194,6 +195,29 @@ class Embedder:
             total = rows.sum(-2, keepdim=True)
             corrected = symmetric - rows * rows.transpose(-1, -2) / total
             return cast("F32", corrected.permute(1, 2, 0).contiguous().cpu().numpy())
+
+    def score_variants(self, wild_type: str, variants: Sequence[Variant], method: str) -> NDArray[np.float64]:
+        """Returns ``[n]`` scores of variants in nats; see :func:`protloom.variant_scores.score_variants`.
+
+        The layer does not matter: the network's own head is asked. :attr:`counts` adds up ``variants``,
+        ``variant_passes`` and ``variants_windowed``: those whose protein is longer than ``max_length``.
+
+        Raises:
+            UserError: also if the weights hold no head, so that the network's is random.
+        """
+        from protloom.likelihood import Reader
+        from protloom.variant_scores import score_variants
+
+        if self.provenance.get("initialised"):
+            raise UserError(
+                f"{self.name} cannot score variants: its weights hold no {self.provenance['initialised'][0]}"
+            )
+        reader = Reader(
+            self.model, self.tokenizer, self.prefix, self.tokens_per_batch, max_length=self.max_length, dtype=self.dtype
+        )
+        found = score_variants(reader, wild_type, variants, method)
+        self.counts.update(variants=len(variants), variant_passes=found.passes, variants_windowed=found.windowed)
+        return found.values
 
     # ------------------------------------------------------------------------------------------------ machinery
 

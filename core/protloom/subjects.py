@@ -97,6 +97,8 @@ def open_subjects(
     if prefix is not None:
         model.provenance["prefix"] = prefix
     model.provenance.update(weights=pretrained.fingerprint, architecture=pretrained.stored.architecture.full_name)
+    if pretrained.stored.initialised:
+        model.provenance["initialised"] = pretrained.stored.initialised
     if twin is None:
         return model, None, pretrained.notes
     other = embedder(random_twin(pretrained, registry, seed=seed), twin, "same network, untrained")

@@ -14,7 +14,8 @@ import tiny_model
 import torch
 import transformers
 
-from protloom.contracts import Offsets
+from protloom.contracts import Offsets, VariantScorer
+from protloom.embedding import Embedder
 from protloom.errors import UserError
 from protloom.likelihood import Reader, window
 from protloom.plugins import Registry
@@ -244,6 +245,21 @@ def test_the_other_masked_models(architecture: str, tmp_path: Path, registry: Re
         expected = row[tokens.table[ord("G")]] - row[tokens.table[ord("A")]]
         score = score_variants(reader, WILD_TYPE, variants("A4G"), method).values[0]
         assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_embedder_scores_variants(esm: Case) -> None:
+    subject = Embedder(esm.reader.model, esm.reader.tokenizer, max_length=9)
+    assert isinstance(subject, VariantScorer)
+    asked = variants(*MUTANTS)
+    short = Reader(esm.reader.model, esm.reader.tokenizer, max_length=9)
+    expected = score_variants(short, WILD_TYPE, asked, "wt-marginals")
+    np.testing.assert_allclose(subject.score_variants(WILD_TYPE, asked, "wt-marginals"), expected.values, atol=1e-6)
+    assert subject.counts["variants"] == len(MUTANTS)
+    assert subject.counts["variants_windowed"] == len(MUTANTS) - 1  # the wild type asks nothing
+    assert subject.counts["variant_passes"] == expected.passes > 1
+    subject.provenance["initialised"] = ("head.weight",)
+    with pytest.raises(UserError, match=r"cannot score variants: its weights hold no head\.weight"):
+        subject.score_variants(WILD_TYPE, asked, "wt-marginals")
 
 
 def test_one_line_for_what_cannot_be_done(esm: Case, ankh: Case) -> None:

@@ -30,6 +30,7 @@ from protloom.contracts.evaluation import (
     Subject,
     Task,
     TaskResult,
+    VariantScorer,
 )
 from protloom.contracts.preparation import (
     Packed,
@@ -63,5 +64,6 @@ __all__ = [
     "TaskResult",
     "Term",
     "Tokenizer",
+    "VariantScorer",
     "WeightAdapter",
 ]

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from protloom.variants import Variant
+
 
 @dataclass(frozen=True)
 class TaskResult:
@@ -73,6 +75,23 @@ class Subject(Protocol):
 
     def contact_features(self, sequence: str) -> NDArray[np.float32]:
         """Returns ``[L, L, C]`` symmetric features of residue pairs."""
+
+
+@runtime_checkable
+class VariantScorer(Protocol):
+    """What a :class:`Subject` may offer beside features: a judgement of a protein's variants, without training."""
+
+    def score_variants(self, wild_type: str, variants: Sequence[Variant], method: str) -> NDArray[np.float64]:
+        """Returns ``[n]`` scores, higher where a variant should be borne better; the wild type's is 0.
+
+        Args:
+            wild_type: residues as letters.
+            variants: of this wild type.
+            method: how a network is asked, see :mod:`protloom.variant_scores`; means nothing to a floor.
+
+        Raises:
+            protloom.errors.UserError: if the subject cannot serve the method, or not for such variants.
+        """
 
 
 @runtime_checkable
