@@ -181,7 +181,7 @@ class Embedder:
         """
         if "attentions" not in self.model.capabilities:
             raise UserError(f"{self.name}: this architecture returns no attention maps, which contacts are read from")
-        tokens, cu = self._pack([sequence[: self.max_length]])
+        tokens, cu = self.pack([sequence[: self.max_length]])
         start, stop = len(self.prefix), len(self.tokenizer.suffix)
         with frozen(cast("nn.Module", self.model), self.dtype):
             maps = self.model.encode(tokens, cu, attentions=True).attentions
@@ -278,7 +278,7 @@ class Embedder:
 
     def _run(self, sequences: Sequence[str], reduce: Callable[[tuple[Tensor, ...]], Tensor]) -> Tensor:
         """Returns ``reduce`` of the chosen layer's states, one ``[L + specials, D]`` a sequence."""
-        tokens, cu = self._pack(sequences)
+        tokens, cu = self.pack(sequences)
         with frozen(cast("nn.Module", self.model), self.dtype):
             if self.layer == self.model.depth:
                 states = self.model.encode(tokens, cu).last
@@ -290,7 +290,8 @@ class Embedder:
                 raise UserError(f"{self.name}: hidden states are not finite: the weights are damaged or have diverged")
             return reduce(torch.split(states.float(), list(cu.lengths)))
 
-    def _pack(self, sequences: Sequence[str]) -> tuple[Tensor, Offsets]:
+    def pack(self, sequences: Sequence[str]) -> tuple[Tensor, Offsets]:
+        """Returns the ids ``[T]`` of sequences end to end, special symbols included, and where each begins."""
         prefix = np.asarray(self.prefix, dtype=np.int32)
         suffix = np.asarray(self.tokenizer.suffix, dtype=np.int32)
         table = self.tokenizer.table

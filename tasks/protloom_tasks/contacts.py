@@ -1,206 +1,223 @@
-"""Contacts of residue pairs from attention maps: ``sim-contact``.
+"""Contacts of residue pairs: ``contact`` on real structures, ``sim-contact`` on the simulated proteome.
 
-The protocol is that of Rao et al. 2021 ("Transformer protein language models are unsupervised structure learners"):
-an L1-penalised logistic regression over all heads' symmetric, corrected maps, fitted on at most 20 proteins.
+What counts is in :mod:`protloom_tasks.contact_protocol`, what scores pairs in :mod:`protloom_tasks.contact_heads`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from protloom.contracts import TaskResult
-from protloom.errors import UserError
-from protloom.scoring import percentile_interval
-from protloom_tasks import intervals, metrics, probes
-from protloom_tasks.datasets import simulated
-from protloom_tasks.floors import Separation
+from protloom_tasks import contact_heads, contact_protocol
+from protloom_tasks.contact_heads import HeadOptions
+from protloom_tasks.contact_protocol import ALSO, DEFINITION, MAIN, ContactSplits, Mapped
+from protloom_tasks.datasets import simulated, structures
+from protloom_tasks.datasets.files import locate, sha256, status
+from protloom_tasks.datasets.proteins import draw
+from protloom_tasks.floors import OneHot, Separation
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from protloom.contracts import Subject
+    from protloom.contracts import Subject, TaskResult
+    from protloom_tasks.floors import Floor
     from protloom_tasks.simulated.proteome import Proteome
 
-MAIN = "P@L:long"
-ALSO = tuple(f"{name}:{band}" for band in metrics.BANDS for name in (*metrics.SHARES, "chance"))
-"""Shown beside the main metric."""
-CLOSEST = 6
-"""Smallest separation |i − j| of a candidate pair."""
-
-DEFINITION = (
-    "precision of the L / k best scored pairs of each protein in a band of separations (short 6-11, medium 12-23, long"
-    " 24 and more), mean over proteins that have a candidate; 'chance' is the share of contacts among candidates"
-)
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """A protein with its contacts.
-
-    Attributes:
-        id: its name.
-        sequence: residues as letters.
-        contacts: ``[L, L]`` symmetric truth.
-        resolved: ``[L]`` residues with known coordinates.
-        group: proteins of one group are resampled together.
-    """
-
-    id: str
-    sequence: str
-    contacts: NDArray[np.bool_]
-    resolved: NDArray[np.bool_]
-    group: str
+HEADS: Mapping[str, str] = {
+    "attention": "StandardScaler + L1 logistic regression over attention maps of all blocks and heads (symmetrised,"
+    " average product corrected; Rao et al. 2021)",
+    "pairs": "StandardScaler + L2 logistic regression over products and absolute differences of principal components"
+    " of residue states, and log(1 + separation)",
+    "ankh": "linear layer over products and differences of residue states, symmetrised, trained by AdamW on all pairs",
+    "jacobian": "categorical Jacobian of a masked-token model's logits, average product corrected; nothing is trained",
+}
+"""What each head is."""
 
 
-@dataclass(frozen=True)
-class ContactSplits:
-    """Training and test proteins, and what there is to say about them."""
-
-    train: Sequence[Mapped]
-    test: Sequence[Mapped]
-    details: dict[str, Any] = field(default_factory=dict)
-
-
-def fit(subject: Subject, train: Sequence[Mapped], *, c: float, most: int | None, seed: int) -> probes.Fitted:
-    """Fits the regression on all candidate pairs of the training proteins.
+class _Contacts:
+    """What the tasks of contact prediction share.
 
     Args:
-        subject: gives features of pairs.
-        train: training proteins.
-        c: inverse strength of the L1 penalty.
-        most: pairs used; beyond that all contacts stay and the others are drawn by seed (this moves the intercept,
-            which no ranking depends on).
-        seed: of the draw.
-    """
-    features: list[NDArray[np.float32]] = []
-    labels: list[NDArray[np.bool_]] = []
-    rng = np.random.default_rng([seed, 2])
-    share = None if most is None else most / max(1, len(train))
-    for protein in train:
-        maps = subject.contact_features(protein.sequence)
-        first, second = _candidates(protein, len(maps))
-        truth = protein.contacts[first, second]
-        if share is not None and len(truth) > share:
-            others = np.flatnonzero(~truth)
-            room = max(0, int(share) - int(truth.sum()))
-            kept = np.concatenate([np.flatnonzero(truth), rng.choice(others, min(room, len(others)), replace=False)])
-            first, second, truth = first[kept], second[kept], truth[kept]
-        features.append(maps[first, second])
-        labels.append(truth)
-    rows = np.concatenate(features)
-    return probes.fit_classifier(rows, np.concatenate(labels).astype(np.int64), kind="l1", c=c, seed=seed)
-
-
-def predict(subject: Subject, protein: Mapped, probe: probes.Fitted) -> tuple[NDArray[np.float64], int]:
-    """Returns the score of every pair ``[L, L]`` (−∞ where there are no features) and how many residues lack them."""
-    length = len(protein.sequence)
-    maps = subject.contact_features(protein.sequence)
-    scores = np.full((length, length), -np.inf)
-    first, second = np.triu_indices(len(maps), CLOSEST)
-    if len(first):
-        scores[first, second] = scores[second, first] = probe.scores(maps[first, second])
-    return scores, length - len(maps)
-
-
-def score(
-    subject: Subject, splits: ContactSplits, *, task: str, unit: str, c: float, most: int | None, seed: int
-) -> TaskResult:
-    """Fits on the training proteins and scores the test proteins; see :func:`fit` for the arguments.
-
-    Raises:
-        UserError: if nothing is left to fit on or to score.
-    """
-    tested = {protein.sequence for protein in splits.test}
-    train = [protein for protein in splits.train if protein.sequence not in tested]
-    if not train or not splits.test:
-        raise UserError(f"{task}: {len(train)} training and {len(splits.test)} test proteins; both need one at least")
-    probe = fit(subject, train, c=c, most=most, seed=seed)
-    tables: list[dict[str, float]] = []
-    missing = 0
-    for protein in splits.test:
-        scores, without = predict(subject, protein, probe)
-        missing += without
-        tables.append(metrics.precision_at(scores, protein.contacts, protein.resolved))
-    values = metrics.mean_of(tables)
-    each = np.array([table[MAIN] for table in tables])
-    groups, group_of = np.unique([protein.group for protein in splits.test], return_inverse=True)
-    usable = np.isfinite(each)
-    total = metrics.sums(each[usable], group_of[usable], len(groups))
-    count = metrics.sums(usable, group_of, len(groups))
-    replicates = intervals.bootstrap_ratio(total[count > 0], count[count > 0], seed=seed)
-    weights = probe.model[-1].coef_
-    return TaskResult(
-        metric=MAIN,
-        value=values[MAIN],
-        interval=percentile_interval(replicates),
-        n=int((count > 0).sum()),
-        unit=unit,
-        metrics=values,
-        per_item=total[count > 0] / count[count > 0],
-        replicates=replicates,
-        items=intervals.fingerprint(task, (protein.id for protein in splits.test), seed),
-        details={
-            **splits.details,
-            **probe.details,
-            "features_used": int(np.count_nonzero(weights)),
-            "train_proteins": len(train),
-            "duplicates_of_test_removed_from_train": len(splits.train) - len(train),
-            "test_proteins": len(splits.test),
-            "test_residues_without_features": missing,
-            "seed": seed,
-        },
-    )
-
-
-def _candidates(protein: Mapped, covered: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns the pairs (i < j) of resolved residues that have features and are far enough apart."""
-    first, second = np.triu_indices(covered, CLOSEST)
-    known = protein.resolved[first] & protein.resolved[second]
-    return first[known], second[known]
-
-
-class SimContactConfig(simulated.SimulatedConfig):
-    """Options of ``sim-contact``."""
-
-    train_proteins: int = Field(default=20, ge=1, le=200, description="Training proteins, drawn by seed")
-    test_proteins: int = Field(default=100, ge=1, description="Test proteins, drawn by seed")
-    train_pairs: int | None = Field(default=40_000, ge=100, description="Training pairs, all contacts kept; null: all")
-    c: float = Field(default=1 / 0.15, gt=0, description="Inverse strength of the L1 penalty, as published")
-
-
-class SimContact:
-    """Contacts of simulated proteins of superfamilies that the regression never saw.
-
-    Args:
-        config: which proteome, sizes.
+        options: which head, and of it.
     """
 
-    name = "sim-contact"
+    name: str
+    unit: str
 
-    def __init__(self, config: SimContactConfig) -> None:
-        self.config = config
+    def __init__(self, options: HeadOptions) -> None:
+        self._options = options
         self._splits: dict[tuple[int, int | None], ContactSplits] = {}
 
-    def card(self) -> Mapping[str, Any]:
-        """Describes the task."""
+    def floors(self) -> Mapping[str, Subject]:
+        """Returns separation and letters of a pair; beside it, for heads on residue states, a window of letters."""
+        return dict(self._floors())
+
+    def _floors(self) -> dict[str, Floor]:
+        floors: list[Floor] = [Separation()]
+        if self._options.head in ("pairs", "ankh"):
+            floors.append(OneHot())
+        return {floor.name: floor for floor in floors}
+
+    def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
+        """Scores a subject; see :class:`protloom.contracts.Task`."""
+        if (seed, limit) not in self._splits:
+            self._splits = {(seed, limit): self._affordable(self._load(seed, limit), seed)}
+
+        def fit(train: Sequence[Mapped]) -> contact_protocol.Head:
+            return contact_heads.fit(subject, train, self._options, seed=seed)
+
+        splits = self._splits[seed, limit]
+        return contact_protocol.evaluate(fit, splits, task=self.name, unit=self.unit, seed=seed)
+
+    def _affordable(self, splits: ContactSplits, seed: int) -> ContactSplits:
+        """Leaves out test proteins that a Jacobian is too dear for, whatever the subject, and counts them."""
+        options = self._options
+        if options.head != "jacobian":
+            return splits
+        short = [protein for protein in splits.test if len(protein.sequence) <= options.jacobian_length]
+        chosen = [short[i] for i in draw(len(short), options.jacobian_proteins, seed, 5)]
+        counts = {"too_long": len(splits.test) - len(short), "not_drawn": len(short) - len(chosen)}
+        return ContactSplits(splits.train, chosen, {**splits.details, "test_proteins_left_out": counts})
+
+    def _card(self) -> dict[str, Any]:
+        """Returns what the cards have in common."""
+        head = self._options.head
         return {
-            "title": "contacts of SIMULATED proteins from attention maps",
-            "kind": "residue pairs, frozen attention maps",
+            "kind": "residue pairs, frozen network",
             "metric": MAIN,
             "better": "higher",
             "also": ALSO,
             "definition": DEFINITION,
+            "probe": HEADS.get(head, f"{HEADS['attention']}; for networks without attention maps {HEADS['pairs']}"),
+            "options": self._options.model_dump(exclude={"data_dir"}),
+            "floors": {
+                name: f"{floor.summary}, by the head {contact_heads.choose(head, floor)}"
+                for name, floor in self._floors().items()
+            },
+        }
+
+    def _load(self, seed: int, limit: int | None) -> ContactSplits:
+        raise NotImplementedError
+
+
+class ContactConfig(HeadOptions):
+    """Options of ``contact``."""
+
+    data_dir: str | None = Field(default=None, description="Data folder; default: PROTLOOM_DATA")
+    split: Literal["valid", "test"] = Field(default="valid", description="What is scored")
+    train_proteins: int | None = Field(default=None, ge=1, description="Training proteins, drawn by seed; null: all")
+
+
+class Contact(_Contacts):
+    """Contacts in real structures; separations are by the residue numbers of the PDB files.
+
+    Args:
+        config: head, split, where the data are.
+    """
+
+    name = "contact"
+    unit = "proteins"
+
+    def __init__(self, config: ContactConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        self._read: tuple[dict[str, list[structures.Structure]], str] | None = None
+
+    def card(self) -> Mapping[str, Any]:
+        """Describes the task."""
+        source = structures.STRUCTURES
+        return {
+            "title": "contacts in real structures: Cβ nearer than 8 Å, 6 or more residues apart",
+            **self._card(),
+            "differs": "no published split: trained on 226 unbound chains of Docking Benchmark 5 (bm5_unbound), valid"
+            " is TS50, test the PSICOV150 set and five more (metl-pub); published figures are on ProteinNet or CASP14."
+            " L counts the residues seen in the file",
+            "splits": f"train: {structures.SPLITS['train']} (226); valid: {structures.SPLITS['valid']} (50);"
+            f" test: {structures.SPLITS['test']} (155); scored: {self.config.split}",
+            "interval": "bootstrap over proteins; two test proteins are there in two lengths, resampled together",
+            "citation": "Jones et al. 2012 (PSICOV150); Li et al. 2014 (TS50); Vreven et al. 2015 (Docking"
+            " Benchmark 5); structures from the PDB",
+            "data": {source.path: {"from": source.origin, "licence": source.licence}},
+            "status": {source.path: status(self.config.data_dir, source)},
+            "simulated": False,
+        }
+
+    def check(self) -> None:
+        """Raises UserError if the file is missing."""
+        locate(self.config.data_dir, structures.STRUCTURES)
+
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns all chains of a split; see :class:`protloom.contracts.HasSequences`."""
+        return [structure.sequence for structure in self._data()[0].get(split, [])]
+
+    def _data(self) -> tuple[dict[str, list[structures.Structure]], str]:
+        """Returns the structures of each split, and the file's hash."""
+        if self._read is None:
+            path = locate(self.config.data_dir, structures.STRUCTURES)
+            everything = structures.read_structures(path)
+            by_split = {
+                split: [structure for structure in everything if structure.source == source]
+                for split, source in structures.SPLITS.items()
+            }
+            self._read = by_split, sha256(path)
+        return self._read
+
+    def _load(self, seed: int, limit: int | None) -> ContactSplits:
+        found, digest = self._data()
+        split = self.config.split
+        most = min((n for n in (self.config.train_proteins, limit) if n is not None), default=None)
+        train, scored = found["train"], found[split]
+        details = {
+            "files": {structures.STRUCTURES.path: digest},
+            "split": split,
+            "available": {name: len(of) for name, of in found.items()},
+            "limit": limit,
+        }
+        return ContactSplits(
+            [_real(train[i]) for i in draw(len(train), most, seed, 0)],
+            [_real(scored[i]) for i in draw(len(scored), limit, seed, 1)],
+            details,
+        )
+
+
+def _real(structure: structures.Structure) -> Mapped:
+    near, resolved = structures.contacts_of(structure)
+    return Mapped(structure.id, structure.sequence, near, resolved, structure.id, structure.numbers)
+
+
+class SimContactConfig(HeadOptions, simulated.SimulatedConfig):
+    """Options of ``sim-contact``."""
+
+    train_proteins: int = Field(default=20, ge=1, le=200, description="Training proteins, drawn by seed")
+    test_proteins: int = Field(default=100, ge=1, description="Test proteins, drawn by seed")
+    attention_proteins: int | None = Field(
+        default=None, ge=1, description="attention: training proteins of these, drawn by seed; null: all"
+    )
+
+
+class SimContact(_Contacts):
+    """Contacts of simulated proteins of superfamilies that the regression never saw.
+
+    Args:
+        config: which proteome, sizes, head.
+    """
+
+    name = "sim-contact"
+    unit = "families"
+
+    def __init__(self, config: SimContactConfig) -> None:
+        super().__init__(config)
+        self.config = config
+
+    def card(self) -> Mapping[str, Any]:
+        """Describes the task."""
+        return {
+            "title": "contacts of SIMULATED proteins",
+            **self._card(),
             "splits": f"whole superfamilies; {self.config.train_proteins} training and {self.config.test_proteins} test"
             " proteins, drawn evenly from families; a model that never saw the test superfamilies was trained on"
             " demo:?split=train",
-            "probe": "StandardScaler + L1 logistic regression over all heads (symmetrised, average product corrected)",
-            "options": self.config.model_dump(),
-            "floors": {name: floor.summary for name, floor in self._floors().items()},
             "interval": "bootstrap over families of test proteins",
             "citation": "Rao et al. 2021 for the protocol; the proteome is this project's",
             "licence": "part of this project",
@@ -211,28 +228,6 @@ class SimContact:
 
     def check(self) -> None:
         """Needs no data."""
-
-    def floors(self) -> Mapping[str, Subject]:
-        """Returns separation and letters of a pair."""
-        return dict(self._floors())
-
-    def _floors(self) -> dict[str, Separation]:
-        floor = Separation()
-        return {floor.name: floor}
-
-    def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
-        """Scores a subject; see :class:`protloom.contracts.Task`."""
-        if (seed, limit) not in self._splits:
-            self._splits = {(seed, limit): self._load(seed, limit)}
-        return score(
-            subject,
-            self._splits[seed, limit],
-            task=self.name,
-            unit="families",
-            c=self.config.c,
-            most=self.config.train_pairs,
-            seed=seed,
-        )
 
     def _load(self, seed: int, limit: int | None) -> ContactSplits:
         proteome = simulated.make(self.config)

@@ -9,8 +9,10 @@ import pytest
 
 from protloom.contracts import Task
 from protloom.errors import UserError
-from protloom_tasks import contacts, floors
-from protloom_tasks.contacts import ContactSplits, Mapped, SimContact, SimContactConfig
+from protloom_tasks import contact_heads, contact_protocol, floors
+from protloom_tasks.contact_heads import AttentionHead, HeadOptions
+from protloom_tasks.contact_protocol import ContactSplits, Mapped
+from protloom_tasks.contacts import SimContact, SimContactConfig
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -52,7 +54,14 @@ def splits() -> ContactSplits:
 
 
 def run(subject: Any, splits: ContactSplits, most: int | None = None) -> Any:
-    return contacts.score(subject, splits, task="t", unit="families", c=1.0, most=most, seed=0)
+    options = HeadOptions(c=1.0, train_pairs=most)
+    return contact_protocol.evaluate(
+        lambda train: contact_heads.fit(subject, train, options, seed=0), splits, task="t", unit="families", seed=0
+    )
+
+
+def attention(subject: Any, train: Any, **options: Any) -> AttentionHead:
+    return AttentionHead(subject, train, HeadOptions(c=1.0, **options), seed=0)
 
 
 def test_a_channel_that_is_the_truth_finds_every_contact(splits: ContactSplits) -> None:
@@ -85,31 +94,55 @@ def test_noise_is_at_chance_and_a_signal_is_not(splits: ContactSplits) -> None:
 
 def test_pairs_of_unresolved_or_close_residues_are_never_candidates() -> None:
     protein = make(1, 3)[0]
-    first, second = contacts._candidates(protein, len(protein.sequence))
+    first, second = contact_protocol.candidates(protein, len(protein.sequence))
     assert (second - first).min() == 6
     assert protein.resolved[first].all()
     assert protein.resolved[second].all()
-    first, second = contacts._candidates(protein, 10)
+    first, second = contact_protocol.candidates(protein, 10)
     assert second.max() < 10
 
 
 def test_fewer_pairs_keep_every_contact(splits: ContactSplits) -> None:
     subject = Maps([*splits.train, *splits.test], noise=0.3)
-    whole = contacts.fit(subject, splits.train, c=1.0, most=None, seed=0)
-    less = contacts.fit(subject, splits.train, c=1.0, most=1500, seed=0)
-    total = sum(len(contacts._candidates(p, len(p.sequence))[0]) for p in splits.train)
+    whole = attention(subject, splits.train, train_pairs=None)
+    less = attention(subject, splits.train, train_pairs=1500)
+    total = sum(len(contact_protocol.candidates(p, len(p.sequence))[0]) for p in splits.train)
     assert whole.details["rows"] == total
     assert less.details["rows"] == 1500
     assert run(subject, splits, 1500).value == pytest.approx(run(subject, splits).value, abs=0.03)
 
 
+def test_few_pairs_never_lack_others(splits: ContactSplits) -> None:
+    subject = Maps(list(splits.train), noise=0.3)
+    least = attention(subject, splits.train, train_pairs=100)
+    contacts = sum(int(p.contacts[contact_protocol.candidates(p, len(p.sequence))].sum()) for p in splits.train)
+    assert contacts > 100
+    assert least.details["rows"] == 2 * contacts
+
+
+def test_training_proteins_of_the_attention_head_are_drawn(splits: ContactSplits) -> None:
+    subject = Maps(list(splits.train), noise=0.3)
+    assert attention(subject, splits.train, attention_proteins=2).details["proteins_fitted_on"] == 2
+    assert attention(subject, splits.train, attention_proteins=None).details["proteins_fitted_on"] == 6
+
+
+def test_every_metric_has_an_interval_and_every_protein_its_precisions(splits: ContactSplits) -> None:
+    result = run(Maps([*splits.train, *splits.test], noise=0.3), splits)
+    assert set(result.intervals) == set(result.metrics)
+    assert result.intervals[result.metric] == result.interval
+    assert result.predictions["protein"] == [p.id for p in splits.test]
+    for name, value in result.metrics.items():
+        low, high = result.intervals[name]
+        assert low <= value <= high
+        assert np.nanmean(np.array(result.predictions[name], dtype=float)) == pytest.approx(value)
+
+
 def test_residues_without_features_rank_last_and_are_counted(splits: ContactSplits) -> None:
     result = run(Maps([*splits.train, *splits.test], length=30), splits)
     assert result.details["test_residues_without_features"] == sum(len(p.sequence) - 30 for p in splits.test)
-    probe = contacts.fit(Maps(list(splits.train), length=30), splits.train, c=1.0, most=None, seed=0)
-    scores, missing = contacts.predict(Maps(list(splits.train), length=30), splits.train[0], probe)
-    assert missing == len(splits.train[0].sequence) - 30
-    assert np.isneginf(scores[30:]).all()
+    head = attention(Maps(list(splits.train), length=30), splits.train)
+    scores = next(head.scores([splits.train[0].sequence]))
+    assert scores.shape == (30, 30)
     np.testing.assert_array_equal(scores, scores.T)
 
 

@@ -32,6 +32,7 @@ from protloom.contracts.evaluation import (
     TaskResult,
     VariantScorer,
 )
+from protloom.contracts.network import NetworkSubject
 from protloom.contracts.preparation import (
     Packed,
     PassRequest,
@@ -52,6 +53,7 @@ __all__ = [
     "ImportedWeights",
     "Losses",
     "Metric",
+    "NetworkSubject",
     "Offsets",
     "Packed",
     "PassRequest",
