@@ -251,7 +251,7 @@ def test_an_older_store_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for failing in ("_write_all", "_write_ids", "_publish"):
+    for failing in ("_write_all", "_write_ids", "publish"):
         with monkeypatch.context() as patch:
             patch.setattr(build, failing, full)
             with pytest.raises(UserError, match=r"no space left to write .*/s: .*nothing was changed"):

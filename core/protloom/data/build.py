@@ -6,13 +6,9 @@ bytes of memory are needed for each sequence, and twice the store's size on disk
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +19,11 @@ import numpy as np
 from protloom import __version__
 from protloom.data.chunk import Chunk, byte_counts, chunks_of, hash_slices, lengths_of, offsets_of
 from protloom.data.fasta import fasta_chunks
-from protloom.data.layout import ARRAYS, FORMAT, MANIFEST, VERSION, Store, content_hash, is_store
+from protloom.data.layout import ARRAYS, FORMAT, MANIFEST, VERSION, Store, content_hash
 from protloom.data.policies import POLICY_VERSION, Tally, clean
+from protloom.data.publish import beside, check_target, publish
 from protloom.data.repeats import find_repeats
-from protloom.data.streams import ByteSource, WriteError
+from protloom.data.streams import ByteSource
 from protloom.data.tabular import is_table, table_records
 from protloom.errors import UserError
 from protloom.rng import CounterRNG, Permutation
@@ -73,10 +70,10 @@ def build_store(
         UserError: bad input, nothing left after cleaning, or ``out`` cannot be written; what existed is unchanged.
     """
     out = Path(out)
-    _check_target(out)
+    check_target(out)
     reader = _Reader(source, column, origin)
     tally = Tally(reader.name, strict)
-    with _beside(out) as folder:
+    with beside(out) as folder:
         parts = _collect(reader.chunks(), tally, folder, progress)
         if not len(parts):
             dropped = ", ".join(f"{n} {rule}" for rule, n, _ in tally.table())
@@ -98,7 +95,7 @@ def build_store(
             "groups": len(order) if groups is None else len(groups) - 1,
         }
         _write(folder, parts, order, groups, manifest)
-        _publish(folder, out)
+        publish(folder, out)
     return Store.open(out)
 
 
@@ -344,43 +341,3 @@ def _blocks(lengths: NDArray[np.int64], size: int) -> Iterator[tuple[int, int]]:
     """Cuts a list of lengths into runs of about ``size`` in total."""
     cuts = np.flatnonzero(np.diff(np.cumsum(lengths) // size)) + 1
     return itertools.pairwise([0, *cuts.tolist(), len(lengths)])
-
-
-# ------------------------------------------------------------------------------------------------- folders and errors
-
-
-def _check_target(out: Path) -> None:
-    if out.is_dir():
-        if not is_store(out) and any(out.iterdir()):
-            raise UserError(f"{out} exists and is not a store: choose another --out, or empty the folder")
-    elif out.exists():
-        raise UserError(f"{out} is a file: --out names the folder to make")
-
-
-@contextlib.contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """Makes a folder beside ``out`` that is removed at the end unless it was renamed; explains failures of writing."""
-    folder = out.parent / f".{out.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp"
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        yield folder
-    except OSError as error:
-        raise WriteError(out, error) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _publish(folder: Path, out: Path) -> None:
-    """Puts the finished folder in its place; a store that is there is replaced."""
-    if not is_store(out):
-        folder.rename(out)
-        return
-    old = folder.with_suffix(".old")
-    out.rename(old)
-    try:
-        folder.rename(out)
-    except OSError:
-        old.rename(out)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -21,6 +21,7 @@ from protloom import __version__
 from protloom.data.build import build_store
 from protloom.data.layout import VERSION, Store, is_store
 from protloom.data.policies import POLICY_VERSION
+from protloom.data.publish import own_name, remove_leftovers
 from protloom.data.streams import WriteError, file_sha256, open_binary
 from protloom.errors import UserError, did_you_mean
 from protloom.specs import CorpusSpec
@@ -211,8 +212,8 @@ def _built(cache: Path, key: str, build: Callable[[Path], Store]) -> Store:
             return Store.open(target)
         except UserError:
             shutil.rmtree(target, ignore_errors=True)  # damaged: it is ours, and made again below
-    # the process and a random part: two builders never share a folder
-    own = cache / f"{key}.{os.getpid()}-{secrets.token_hex(3)}"
+    remove_leftovers(cache, key)
+    own = cache / own_name(key)  # two builders never share a folder
     try:
         build(own)
         try:
