@@ -1,0 +1,113 @@
+"""Metrics of variants against scipy and scikit-learn on resamples written out; the mean over assays by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import matthews_corrcoef, ndcg_score, roc_auc_score
+
+from protloom_tasks import variant_metrics
+from protloom_tasks.variant_metrics import METRICS, AssayValue, aggregate, multiplicities
+
+
+def written_out(truth: Any, score: Any, positive: Any) -> dict[str, float]:
+    """The five metrics of a plain table of rows."""
+    gains = (truth - truth.min()) / (truth.max() - truth.min())
+    best, given = (values > np.percentile(values, 90) for values in (truth, score))
+    return {
+        "Spearman": spearmanr(truth, score).statistic,
+        "AUC": roc_auc_score(positive, score),
+        "MCC": matthews_corrcoef(positive, score >= np.median(score)),
+        "NDCG@10%": ndcg_score(gains[None], score[None], k=max(1, len(truth) // 10)),
+        "recall@10%": (best & given).sum() / best.sum() if best.any() else float("nan"),
+    }
+
+
+@pytest.mark.parametrize("n", [7, 20, 31, 200])
+@pytest.mark.parametrize("step", [None, 0.5], ids=["distinct", "ties"])
+def test_every_metric_of_every_resample(n: int, step: float | None) -> None:
+    rng = np.random.default_rng(n)
+    truth = rng.normal(size=n)
+    score = truth + rng.normal(size=n)
+    if step is not None:
+        truth, score = np.round(truth / step) * step, np.round(score / step) * step
+    positive = truth > np.median(truth)
+    counts = np.concatenate([np.ones((1, n), dtype=np.int64), rng.multinomial(n, np.full(n, 1 / n), size=30)])
+    counts[1] *= 3
+    found = {name: metric(truth, score, positive, counts) for name, metric in METRICS.items()}
+    for i, of in enumerate(counts):
+        rows = np.repeat(np.arange(n), of)
+        if len(np.unique(truth[rows])) < 2 or len(np.unique(positive[rows])) < 2:
+            continue
+        expected = written_out(truth[rows], score[rows], positive[rows])
+        assert {name: values[i] for name, values in found.items()} == pytest.approx(expected, abs=1e-9, nan_ok=True)
+
+
+def test_perfect_reversed_and_constant_scores() -> None:
+    truth = np.arange(40.0)
+    positive = truth >= 20
+    counts = np.ones((1, 40), dtype=np.int64)
+    values = {
+        name: [metric(truth, score, positive, counts)[0] for score in (truth, -truth, np.zeros(40))]
+        for name, metric in METRICS.items()
+    }
+    assert values["Spearman"][:2] == pytest.approx([1, -1])
+    assert np.isnan(values["Spearman"][2])
+    assert values["AUC"] == pytest.approx([1, 0, 0.5])
+    assert values["MCC"] == pytest.approx([1, -1, 0])
+    discounts = 1 / np.log2(np.arange(2, 6))
+    best = (np.array([39, 38, 37, 36]) * discounts).sum()
+    assert values["NDCG@10%"] == pytest.approx(
+        [1, (np.arange(4) * discounts).sum() / best, 19.5 * discounts.sum() / best]
+    )
+    assert values["recall@10%"] == pytest.approx([1, 0, 0])
+
+
+def test_nothing_is_defined_where_all_variants_are_alike() -> None:
+    same, score = np.ones(12), np.arange(12.0)
+    counts = np.ones((2, 12), dtype=np.int64)
+    for name in ("Spearman", "AUC", "NDCG@10%", "recall@10%"):
+        assert np.isnan(METRICS[name](same, score, np.ones(12, dtype=bool), counts)).all()
+    assert (METRICS["MCC"](same, score, np.ones(12, dtype=bool), counts) == 0).all()
+
+
+def test_whole_groups_are_drawn() -> None:
+    group = np.array([0, 1, 0, 2, 2, 2])
+    drawn = np.array([[0, 0, 2], [1, 2, 1]])
+    assert multiplicities(drawn, group).tolist() == [[2, 0, 2, 1, 1, 1], [0, 2, 0, 1, 1, 1]]
+
+
+TABLE = [
+    AssayValue("a1", "P1", "Activity", 0.2),
+    AssayValue("a2", "P1", "Activity", 0.4),  # P1: 0.3
+    AssayValue("a3", "P2", "Activity", 0.7),  # Activity: (0.3 + 0.7) / 2 = 0.5
+    AssayValue("s1", "P1", "Stability", 0.1),  # the same protein under another type counts there
+    AssayValue("s2", "P3", "Stability", 0.3),  # Stability: 0.2
+    AssayValue("b1", "P4", "Binding", 0.8),  # Binding: 0.8
+]
+
+
+def test_the_mean_over_assays_by_hand() -> None:
+    found = aggregate(TABLE)
+    assert found.selections == pytest.approx({"Activity": 0.5, "Stability": 0.2, "Binding": 0.8})
+    assert found.value == pytest.approx(0.5)
+    assert (found.assays, list(found.left_out)) == (6, [])
+    # drawing two of (0.3, 0.7) has a mean of variance 0.04 / 2, of (0.1, 0.3) of 0.01 / 2, of (0.8) of 0
+    assert found.standard_error == pytest.approx(np.sqrt(0.02 + 0.005) / 3, rel=0.03)
+    assert aggregate(TABLE) == found
+    assert aggregate(reversed(TABLE)) == found
+    assert aggregate(TABLE, seed=1).standard_error != found.standard_error
+
+
+def test_assays_without_a_value_are_left_out_and_told() -> None:
+    found = aggregate([*TABLE, AssayValue("x", "P9", "Expression", float("nan"))])
+    assert (found.value, list(found.left_out), found.assays) == (pytest.approx(0.5), ["x"], 6)
+    nothing = aggregate([AssayValue("x", "P9", "Expression", float("nan"))])
+    assert np.isnan(nothing.value)
+    assert nothing.assays == 0
+    alone = aggregate([TABLE[0]])
+    assert (alone.value, alone.standard_error) == pytest.approx((0.2, 0))
+    assert variant_metrics.DRAWS == 10_000
