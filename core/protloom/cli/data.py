@@ -36,10 +36,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _configure_prepare(parser: argparse.ArgumentParser) -> None:
     parser.description = "Cleans sequences, counts what was changed or dropped, and writes a store for training."
-    parser.add_argument("source", metavar="F", help="FASTA, CSV, TSV or Parquet (.gz, .zst too), '-', or demo:")
+    parser.add_argument("source", metavar="F", help="FASTA, CSV, TSV or Parquet (.gz, .zst too), '-', demo:, a store")
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make; an older store is replaced")
     parser.add_argument("--strict", action="store_true", help="refuse what would be changed or dropped")
     parser.add_argument("--column", metavar="C", help="sequence column of a table")
+    parser.add_argument("--drop", metavar="LIST", help="ids to leave out: one a line, or the first column of a TSV")
     parser.add_argument("--licence", metavar="TEXT", help="a line for the manifest, such as 'UniProt, CC BY 4.0'")
     common.json_option(parser)
     common.example(
@@ -47,6 +48,7 @@ def _configure_prepare(parser: argparse.ArgumentParser) -> None:
         "protloom data prepare proteins.fasta.gz --out corpus --licence 'UniProt, CC BY 4.0'",
         "zcat part*.gz | protloom data prepare - --out corpus",
         "protloom data prepare table.csv --column primary --out corpus --strict",
+        "protloom data prepare corpus --drop drop.tsv --out cleaned",
     )
 
 
@@ -79,23 +81,42 @@ def run(args: argparse.Namespace) -> int:
 
 def _prepare(args: argparse.Namespace) -> int:
     from protloom.data import store as stores
+    from protloom.data.drop import DropList
 
     options: dict[str, Any] = {"strict": args.strict, "licence": args.licence, "progress": _progress()}
+    if args.drop is not None:
+        options["drop"] = DropList.read(args.drop)
     registry = common.registry(args)
-    if stores.uri_scheme(args.source, registry) is None:
-        store = stores.build_store(args.source, args.out, column=args.column, **options)
-    else:
+    if stores.uri_scheme(args.source, registry) is not None:
         store = _from_uri(args.source, args.out, args, options)
+    elif args.source != "-" and Path(args.source).is_dir():
+        store = _from_store(stores.Store.open(args.source), args, options)
+    else:
+        store = stores.build_store(args.source, args.out, column=args.column, **options)
     return _report(store, args)
 
 
 def _from_uri(uri: str, out: str, args: argparse.Namespace, options: Mapping[str, Any]) -> Store:
     from protloom.data import store as stores
 
-    if getattr(args, "column", None) is not None:
-        raise UserError(f"{uri} has no columns: leave --column out")
+    _refuse_column(uri, args)
     records, origin = stores.uri_records(uri, common.registry(args))
     return stores.build_store(records, out, origin=origin, simulated=origin["simulated"], **options)
+
+
+def _from_store(old: Store, args: argparse.Namespace, options: Mapping[str, Any]) -> Store:
+    from protloom.data import store as stores
+
+    _refuse_column(args.source, args)
+    records, origin = stores.store_records(old)
+    licence = options["licence"] or old.manifest["licence"]
+    told = {**options, "licence": licence, "simulated": origin["simulated"], "seed": old.manifest["seed"]}
+    return stores.build_store(records, args.out, origin=origin, **told)
+
+
+def _refuse_column(source: str, args: argparse.Namespace) -> None:
+    if getattr(args, "column", None) is not None:
+        raise UserError(f"{source} has no columns: leave --column out")
 
 
 def _report(store: Store, args: argparse.Namespace) -> int:
@@ -108,6 +129,7 @@ def _report(store: Store, args: argparse.Namespace) -> int:
     read = manifest["policies"]["read"]
     print(f"{store.name}: {read:,} records read, {len(store):,} sequences kept, {manifest['residues']:,} residues")
     _print_policies(manifest)
+    _warn_of_ids(manifest)
     for note in notes(manifest):
         common.warn(note)
     print(f"store    {store.path}")
@@ -126,6 +148,15 @@ def _print_policies(manifest: Mapping[str, Any]) -> None:
         common.print_table(("records", "policy", "first"), rows)
     else:
         print("nothing was changed or dropped")
+
+
+def _warn_of_ids(manifest: Mapping[str, Any]) -> None:
+    """Tells which ids of a list of what to drop are not in the corpus."""
+    drop = manifest["policies"].get("drop")
+    if drop is not None and drop["not_found"]:
+        first = drop["first_not_found"]
+        shown = ", ".join(map(repr, first)) + (", ..." if drop["not_found"] > len(first) else "")
+        common.warn(f"{drop['not_found']:,} of {drop['ids']:,} ids of {drop['name']} are not in the corpus: {shown}")
 
 
 def _progress() -> Callable[[int], None] | None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.contracts import Record
+    from protloom.data.drop import DropList
 
 SORT_BYTES = 1 << 28
 """Residues that are put in their final order at once; a larger corpus takes several passes over the source's order."""
@@ -51,6 +52,7 @@ def build_store(
     licence: str | None = None,
     simulated: bool = False,
     origin: Mapping[str, Any] | None = None,
+    drop: DropList | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Store:
     """Builds a store folder and opens it; the same input gives the same bytes.
@@ -64,6 +66,7 @@ def build_store(
         licence: a line for the manifest.
         simulated: the sequences were made by a program; the manifest says so.
         origin: where ``records`` come from, for the manifest (files state their own name and hash).
+        drop: sequences to leave out; their ids are those of the store, so ``a#2`` for the second record named ``a``.
         progress: called with the number of records read so far.
 
     Raises:
@@ -80,7 +83,11 @@ def build_store(
             raise UserError(
                 f"{reader.name} holds no usable sequence: {tally.read} records read; {dropped or 'none kept'}"
             )
-        order, groups = _arrange(parts, tally, seed)
+        kept, missing = _kept(parts, tally, drop)
+        if not len(kept):
+            raise UserError(f"{reader.name}: every sequence of it is to be dropped, which leaves no corpus")
+        order, groups = _arrange(parts, kept, tally, seed)
+        policies = {"version": POLICY_VERSION, "strict": strict, "read": tally.read, "rules": tally.as_dict()}
         manifest = {
             "format": FORMAT,
             "version": VERSION,
@@ -90,7 +97,7 @@ def build_store(
             "sources": reader.facts(),
             "licence": licence,
             "simulated": simulated,
-            "policies": {"version": POLICY_VERSION, "strict": strict, "read": tally.read, "rules": tally.as_dict()},
+            "policies": policies if drop is None else {**policies, "drop": drop.facts(missing)},
             **_statistics(parts.lengths[order], tally),
             "groups": len(order) if groups is None else len(groups) - 1,
         }
@@ -205,13 +212,14 @@ def _numbered(labels: list[tuple[int, list[str | None] | None]]) -> NDArray[np.i
     return np.array(numbers, dtype=np.int64)
 
 
-def _arrange(parts: _Parts, tally: Tally, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Applies the policies for repeats and draws the order.
+def _arrange(
+    parts: _Parts, kept: NDArray[np.int64], tally: Tally, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Counts repeated sequences and draws the order.
 
     Returns:
         The source number of each stored sequence ``[N]``, and where groups begin ``[G + 1]``, or None without groups.
     """
-    kept = np.flatnonzero(_first_of_each(parts, tally))
     hashes = np.sort(parts.hashes[kept])
     tally.add("repeated_sequence", int((hashes[1:] == hashes[:-1]).sum()), "")
     rng = CounterRNG(seed, "store")
@@ -225,29 +233,47 @@ def _arrange(parts: _Parts, tally: Tally, seed: int) -> tuple[NDArray[np.int64],
     return kept[np.argsort(place[group], kind="stable")], offsets_of(ordered)
 
 
-def _first_of_each(parts: _Parts, tally: Tally) -> NDArray[np.bool_]:
-    """Applies the policies for ids that came before; returns which records stay."""
-    names = np.memmap(parts.id_file, dtype=np.uint8, mode="r").data
+def _kept(parts: _Parts, tally: Tally, drop: DropList | None) -> tuple[NDArray[np.int64], list[bytes]]:
+    """Applies the policies for ids that came before, then the list of what is to be dropped.
 
-    def name_of(i: int) -> bytes:
-        return bytes(names[parts.id_starts[i] : parts.id_starts[i] + parts.id_lengths[i]])
-
+    Returns:
+        Which records stay ``[N]``, and the ids of the list that no record has.
+    """
+    name_of = _namer(parts)
     repeats = find_repeats(parts.id_hashes, parts.hashes, name_of)
     for policy, found in (("repeated_id", sorted(repeats.renamed)), ("repeated_record", repeats.dropped)):
         if found:
-            first = found[0]
-            tally.add(policy, len(found), f"record {parts.numbers[first]} {name_of(first).decode()!r}")
+            tally.add(policy, len(found), f"record {parts.numbers[found[0]]} {name_of(found[0]).decode()!r}")
     with parts.id_file.open("ab") as file:
         for i, name in repeats.renamed.items():
             parts.id_starts[i], parts.id_lengths[i] = file.tell(), len(name)
+            parts.id_hashes[i] = hash_slices(name, np.array([0, len(name)]))[0]
             file.write(name)
-    keep = np.ones(len(parts), dtype=bool)
-    if repeats.dropped:
-        keep[repeats.dropped] = False
-        left_out = io.BytesIO()
-        _gather(parts.residue_file, offsets_of(parts.lengths), np.array(repeats.dropped), left_out)
-        tally.composition -= byte_counts(left_out.getvalue())
-    return keep
+    kept = _without(parts, np.arange(len(parts)), repeats.dropped, tally)
+    if drop is None:
+        return kept, []
+    name_of = _namer(parts)
+    listed, missing = drop.find(parts.id_hashes[kept], lambda i: name_of(int(kept[i])))
+    if listed:
+        first = int(kept[listed[0]])
+        tally.add("listed", len(listed), f"record {parts.numbers[first]} {name_of(first).decode()!r}")
+    return _without(parts, kept, kept[listed].tolist(), tally), missing
+
+
+def _namer(parts: _Parts) -> Callable[[int], bytes]:
+    """Returns what gives the id of a record, as the file of ids is now."""
+    names = np.memmap(parts.id_file, dtype=np.uint8, mode="r").data
+    return lambda i: bytes(names[parts.id_starts[i] : parts.id_starts[i] + parts.id_lengths[i]])
+
+
+def _without(parts: _Parts, kept: NDArray[np.int64], dropped: list[int], tally: Tally) -> NDArray[np.int64]:
+    """Returns the records that stay, and takes the others' letters out of the composition."""
+    if not dropped:
+        return kept
+    left_out = io.BytesIO()
+    _gather(parts.residue_file, offsets_of(parts.lengths), np.array(dropped), left_out)
+    tally.composition -= byte_counts(left_out.getvalue())
+    return kept[~np.isin(kept, dropped)]
 
 
 def _statistics(lengths: NDArray[np.int64], tally: Tally) -> dict[str, Any]:

@@ -26,12 +26,13 @@ class Policy:
     """One stated rule.
 
     Attributes:
-        effect: ``changes`` or ``drops`` (refused under strict), or ``notes`` (counted only).
+        effect: ``changes`` or ``drops`` (refused under strict), ``asked`` (done because the user listed the record), or
+            ``notes`` (counted only).
         rule: what is done, for tables.
         found: what is wrong with a record, for errors: "<where> <found>".
     """
 
-    effect: Literal["changes", "drops", "notes"]
+    effect: Literal["changes", "drops", "asked", "notes"]
     rule: str
     found: str
 
@@ -49,6 +50,7 @@ POLICIES: Mapping[str, Policy] = {
     "repeated_id": Policy(
         "changes", "same id, other sequence: '#2', '#3' … is added", "has the id of an earlier record"
     ),
+    "listed": Policy("asked", "in the list of what to drop: dropped", "is in the list of what to drop"),
     "repeated_sequence": Policy("notes", "same sequence under another id: kept, counted", "repeats a sequence"),
 }
 """Every policy. U, O, B, Z, J and X are residues like any other here: the tokenizer decides about them. No sequence is
@@ -94,11 +96,11 @@ class Tally:
         """Counts ``count`` records; ``first`` says where the first stands.
 
         Raises:
-            UserError: under strict, unless the policy only notes.
+            UserError: under strict, if the policy changes or drops on its own account.
         """
         if not count:
             return
-        if self.strict and POLICIES[policy].effect != "notes":
+        if self.strict and POLICIES[policy].effect in ("changes", "drops"):
             raise UserError(
                 f"{self.source}, {first} {POLICIES[policy].found}: --strict refuses it "
                 f"(without --strict: {POLICIES[policy].rule})"

@@ -12,12 +12,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from protloom import __version__
+from protloom.contracts import Record
 from protloom.data.build import build_store
 from protloom.data.layout import VERSION, Store, is_store
 from protloom.data.policies import POLICY_VERSION
@@ -27,7 +28,6 @@ from protloom.errors import UserError, did_you_mean
 from protloom.specs import CorpusSpec
 
 if TYPE_CHECKING:
-    from protloom.contracts import Record
     from protloom.plugin_loader import Component
     from protloom.plugins import Registry
 
@@ -39,6 +39,7 @@ __all__ = [
     "is_store",
     "open_corpus",
     "refuse_missing",
+    "store_records",
     "uri_records",
     "uri_scheme",
 ]
@@ -178,6 +179,22 @@ def uri_records(uri: str, registry: Registry) -> tuple[Iterable[Record], dict[st
     simulated = isinstance(component.spec, CorpusSpec) and component.spec.simulated
     origin = {"name": uri, "component": component.full_name, "version": component.version, "simulated": simulated}
     return records, origin
+
+
+def store_records(store: Store) -> tuple[Iterable[Record], dict[str, Any]]:
+    """Returns the sequences of a store as records, in its order and groups, and what a manifest says about them."""
+    origin = {"name": store.name, "store": store.content_hash, "simulated": bool(store.manifest.get("simulated"))}
+    return _stored(store), origin
+
+
+def _stored(store: Store) -> Iterator[Record]:
+    group, end = 0, 0
+    for i in range(len(store)):
+        if store.groups is not None and i == end:
+            group += 1
+            end = int(store.groups[group])
+        label = None if store.groups is None else str(group)
+        yield Record(store.id(i), store.sequence(i).tobytes(), label)
 
 
 def _uri_key(uri: str, component: Component, strict: bool) -> str:
