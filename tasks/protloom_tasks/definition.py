@@ -13,16 +13,19 @@ A definition of a regression, say::
     origin: measured in our laboratory, 2026
     licence: unpublished
 
-Paths are below the data folder, or beside the file of the definition.
+Paths are below the data folder, or beside the file of the definition. What else a file may say depends on its ``kind``:
+see :data:`ENGINES` and :mod:`protloom_tasks.definition_kinds`.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -34,23 +37,57 @@ from protloom.settings import Section
 HOME = Path(__file__).with_name("definitions")
 """The definitions that are shipped."""
 
-Kind = Literal["regression", "binary", "multiclass", "multilabel"]
 Split = Literal["train", "valid", "test"]
+Scored = Literal["valid", "test"]
+"""A split that results are about."""
 
-METRIC: Mapping[Kind, str] = {
-    "regression": "Spearman",
-    "binary": "AUC",
-    "multiclass": "accuracy",
-    "multilabel": "micro F1",
+
+@dataclass(frozen=True)
+class Engine:
+    """What runs definitions of a kind; each part is ``module:attribute`` and imported when it is needed.
+
+    Attributes:
+        definition: model of the file, a :class:`Definition`.
+        config: model of the task's options; it has ``definition`` and ``variant`` among them.
+        task: ``task(config) -> protloom.contracts.Task``.
+    """
+
+    definition: str
+    config: str
+    task: str
+
+
+_KINDS = "protloom_tasks.definition_kinds"
+_SEQUENCES = Engine(
+    f"{_KINDS}:SequenceDefinition",
+    "protloom_tasks.sequence_task:SequenceConfig",
+    "protloom_tasks.sequence_task:SequenceTask",
+)
+ENGINES: Mapping[str, Engine] = {
+    "regression": _SEQUENCES,
+    "binary": _SEQUENCES,
+    "multiclass": _SEQUENCES,
+    "multilabel": _SEQUENCES,
 }
-"""The main metric of a kind, where a definition names none."""
+"""What runs each kind of definition."""
+
+
+def named(path: str) -> Any:
+    """Returns what ``module:attribute`` names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 class Table(Section):
     """Rows of one file."""
 
-    file: str = Field(description="CSV or TSV, may be .gz; below the data folder")
+    file: str = Field(description="CSV, TSV, JSON, JSONL or FASTA, may be .gz; below the data folder")
     where: dict[str, list[str]] = Field(default={}, description="Column: the values that a row of this split has")
+    columns: list[str] | dict[str, str] = Field(
+        default={}, description="Names of the columns of a file without a header line; or name used here: name there"
+    )
+    origin: str | None = Field(default=None, description="Where it comes from, if not from where the others do")
+    licence: str | None = Field(default=None, description="If not that of the others")
 
     @field_validator("where", mode="before")
     @classmethod
@@ -64,119 +101,153 @@ class Table(Section):
 class Carve(Section):
     """A share of one split that becomes another: chosen by a hash, so the same rows for everybody, always."""
 
-    split: Literal["valid", "test"] = Field(description="The split that is made")
+    split: Scored = Field(description="The split that is made")
     source: Split = Field(default="train", alias="from", description="The split that it is taken from")
-    share: float = Field(gt=0, lt=1, description="Of its rows")
+    share: float = Field(gt=0, lt=1, description="Of its rows; of its proteins where partners decide")
     by: str | None = Field(
-        default=None, description="Rows with one value of this column stay together; default: sequence"
+        default=None, description="Rows with one value of this column stay together; default: group, else sequence"
+    )
+    partners: bool = Field(
+        default=False,
+        description="A pair is taken if both its proteins are, stays if neither is, else is left out and counted",
     )
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Carve:
+        if self.by is not None and self.partners:
+            raise ValueError("carve: 'by' and 'partners' are two ways to choose; give one")
+        return self
 
-class Label(Section):
-    """How a label is read."""
 
-    column: str = Field(description="Its column")
-    separator: str | None = Field(default=None, description="Between the values of a cell: of a list, or of classes")
-    mean: bool = Field(default=False, description="The label is the mean of the cell's numbers; 'nan' is left out")
-    drop: list[str] = Field(default=[], description="Rows with these labels are left out, and counted")
+def tables(value: Any) -> Any:
+    """Returns a list of tables of what a file may say: a path, a table, or several of either."""
+    several = value if isinstance(value, list) else [value]
+    return [{"file": table} if isinstance(table, str) else table for table in several]
 
 
 class Definition(Section):
-    """A task as its file says it."""
+    """What the file of every kind of task says."""
 
     title: str = Field(description="What is measured, in a few words")
-    kind: Kind = Field(description="What the label is")
-    metric: str | None = Field(default=None, description="Main metric; default: that of the kind")
-    sequence: list[str] = Field(min_length=1, description="Column of the sequence; of several, joined in this order")
-    partner: str | None = Field(default=None, description="Column of a second sequence: the task is about pairs")
-    label: Label = Field(description="Column of the label, or more of it")
-    splits: dict[Split, list[Table]] = Field(description="Which rows of which files")
-    carve: list[Carve] = Field(default=[], description="Splits that are made of others")
-    group: str | None = Field(default=None, description="Column: rows of one value are resampled together")
+    kind: str = Field(description="What the label is, and so how it is learned and scored")
     origin: str = Field(description="Where the data come from: repository, path, commit")
     licence: str = Field(description="As the origin states it")
     citation: str = Field(default="", description="Whom to cite")
     differs: str = Field(
         default="", description="How the data differ from those of the paper that the task is named in"
     )
+    note: str = Field(default="", description="What else a reader of a result should know")
     reference: list[str] = Field(default=[], description="Published numbers, each with its source")
-    variants: dict[str, dict[str, str]] = Field(default={}, description="Variant: values for the {words} in this file")
-
-    @field_validator("sequence", mode="before")
-    @classmethod
-    def _sequence(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("label", mode="before")
-    @classmethod
-    def _label(cls, value: Any) -> Any:
-        return {"column": value} if isinstance(value, str) else value
-
-    @field_validator("splits", mode="before")
-    @classmethod
-    def _splits(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        lists = {split: table if isinstance(table, list) else [table] for split, table in value.items()}
-        return {
-            split: [{"file": table} if isinstance(table, str) else table for table in tables]
-            for split, tables in lists.items()
-        }
-
-    @model_validator(mode="after")
-    def _complete(self) -> Definition:
-        made = {*self.splits, *(carve.split for carve in self.carve)}
-        missing = {"train", "test"} - made
-        if missing:
-            raise ValueError(f"splits: no {sorted(missing)[0]} split, and none is carved")
-        for carve in self.carve:
-            if carve.split in self.splits:
-                raise ValueError(f"carve: there is a {carve.split} split already")
-        return self
-
-    @property
-    def main(self) -> str:
-        """The main metric."""
-        return self.metric or METRIC[self.kind]
+    variants: dict[str, dict[str, Any]] = Field(
+        default={}, description="Variant: values for the {words} in this file, and keys of it to put over its own"
+    )
 
 
-def load(name: str, variant: str | None = None) -> tuple[Definition, Path]:
-    """Returns a definition and the folder that its file is in.
+D = TypeVar("D", bound=Definition)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[D]):
+    """A definition that was read.
+
+    Attributes:
+        definition: what the file says.
+        folder: that the file is in.
+        name: of the task: that of the file, with its variant.
+    """
+
+    definition: D
+    folder: Path
+    name: str
+
+
+def load(name: str, variant: str | None = None) -> Loaded[Definition]:
+    """Reads a definition.
 
     Args:
-        name: of a shipped one, or the path of a YAML file.
+        name: of a shipped one, or the path of a YAML file; either may end in ``:VARIANT``.
         variant: which of its variants.
 
     Raises:
         UserError: there is no such file or variant, or the file is wrong; names the key.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else HOME / f"{name}.yaml"
-    raw, where = _document(path, name)
+    base, colon, behind = name.rpartition(":")
+    if colon and variant is None and (_is_path(base) or (HOME / f"{base}.yaml").is_file()):
+        name, variant = base, behind
+    path = Path(name) if _is_path(name) else HOME / f"{name}.yaml"
+    raw, where = _document(path)
     variants = raw.get("variants") or {}
+    if not isinstance(variants, Mapping) or not all(isinstance(of, Mapping) for of in variants.values()):
+        raise UserError(f"{where}: variants: each is a name with a mapping of words to values")
     if variant is None and variants:
         raise UserError(f"{where}: has variants, choose one: {', '.join(variants)}")
     if variant is not None:
         if variant not in variants:
             raise UserError(f"{where}: no variant {variant!r}.{did_you_mean(variant, variants)}")
-        raw = _filled(raw, {"variant": variant, **variants[variant]}, where)
+        raw = _filled(raw, variant, variants[variant], where)
+    stem = path.stem if variant is None else f"{path.stem}:{variant}"
+    return Loaded(_validated(raw, where), path.parent, stem)
+
+
+def load_as(model: type[D], name: str, variant: str | None = None) -> Loaded[D]:
+    """Reads a definition of a certain kind; see :func:`load`.
+
+    Raises:
+        UserError: also if the file is of another kind.
+    """
+    found = load(name, variant)
+    if not isinstance(found.definition, model):
+        raise UserError(f"definition {name!r} is of the kind {found.definition.kind}: run it by the task 'definition'")
+    return Loaded(found.definition, found.folder, found.name)
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def _document(path: Path) -> tuple[dict[str, Any], str]:
+    where = str(path) if path.parent != HOME else f"definition {path.stem!r}"
     try:
-        return Definition.model_validate(raw), path.parent
-    except ValidationError as error:
-        raise explain(error, raw, Definition, lambda _: where) from None
+        text = _shipped(path) if path.parent == HOME else path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        hint = did_you_mean(path.stem, (file.stem for file in HOME.glob("*.yaml"))) if path.parent == HOME else ""
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"{where}: cannot be read ({reason}).{hint}") from None
+    raw = config_source.parse(text, where)
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{where}: should hold keys and values (title: ..., kind: ...), found {str(raw)[:40]!r}")
+    return dict(raw), where
 
 
 @cache
-def _document(path: Path, name: str) -> tuple[dict[str, Any], str]:
-    where = str(path) if path.parent != HOME else f"definition {name!r}"
+def _shipped(path: Path) -> str:
+    """Returns the text of a shipped file, which several variants share."""
+    return path.read_text(encoding="utf-8")
+
+
+def _validated(raw: Mapping[str, Any], where: str) -> Definition:
+    kind = raw.get("kind")
+    if kind is None:
+        raise UserError(f"{where}: kind: is needed and missing; one of {', '.join(ENGINES)}")
+    if kind not in ENGINES:
+        raise UserError(f"{where}: kind: found {kind!r}.{did_you_mean(str(kind), ENGINES)}")
+    model: type[Definition] = named(ENGINES[kind].definition)
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{where}: cannot be read ({error.strerror})") from None
-    return dict(config_source.parse(text, where)), where
+        return model.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, raw, model, lambda _: where) from None
 
 
-def _filled(value: Any, words: Mapping[str, str], where: str) -> Any:
-    """Puts the values of a variant in the place of its words, ``{file}`` for example."""
+def _filled(raw: Mapping[str, Any], variant: str, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Puts a variant's values in the place of the {words} of a definition, and its keys over the definition's own."""
+    over = {key: value for key, value in values.items() if key in raw or not isinstance(value, str)}
+    words = {"variant": variant, **{key: value for key, value in values.items() if key not in over}}
+    rest = {key: value for key, value in raw.items() if key != "variants"}
+    filled = {key: _replaced(value, words, where) for key, value in config_source.merge(rest, over).items()}
+    return {**filled, "variants": raw["variants"]}
+
+
+def _replaced(value: Any, words: Mapping[str, str], where: str) -> Any:
     if isinstance(value, str):
 
         def word(match: re.Match[str]) -> str:
@@ -186,7 +257,7 @@ def _filled(value: Any, words: Mapping[str, str], where: str) -> Any:
 
         return re.sub(r"\{(\w+)\}", word, value)
     if isinstance(value, Mapping):
-        return {key: inner if key == "variants" else _filled(inner, words, where) for key, inner in value.items()}
+        return {key: _replaced(inner, words, where) for key, inner in value.items()}
     if isinstance(value, Sequence):
-        return [_filled(inner, words, where) for inner in value]
+        return [_replaced(inner, words, where) for inner in value]
     return value

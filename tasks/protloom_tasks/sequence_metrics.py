@@ -14,12 +14,12 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from protloom_tasks.definition import Kind
+    from protloom_tasks.definition_kinds import SequenceKind
 
 Metric = Callable[["NDArray[Any]", "NDArray[Any]", "NDArray[np.int64]"], "NDArray[np.float64]"]
 
 MOST_CLASSES = 20
-"""Beyond so many classes, a mean over classes gets no interval: it would take hours."""
+"""Beyond so many classes, the metrics of :data:`SLOW` get no interval: it would take hours."""
 
 
 def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -51,10 +51,10 @@ def mae(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> N
 
 
 def r2(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Returns the share of the truth's variance that is explained; below 0 where the mean would be nearer."""
+    """Returns the share of the truth's variance that is explained; below 0 where its mean would be nearer."""
     drawn = truth[rows]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return 1 - mse(truth, output, rows) / drawn.var(axis=-1)
+    spread = np.where(_constant(drawn), 0, drawn.var(axis=-1))
+    return 1 - _ratio(mse(truth, output, rows), spread)
 
 
 def auc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -85,49 +85,35 @@ def accuracy(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64])
 
 def f1(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns F1 of class 1."""
-    hit, wrong, missed, _ = _table(truth, output, rows, 1)
-    return _ratio(2 * hit, 2 * hit + wrong + missed)
+    real, given = truth == 1, decisions(output) == 1
+    hit, either = (real & given)[rows].sum(axis=-1), (real[rows].sum(axis=-1) + given[rows].sum(axis=-1))
+    return _ratio(2 * hit, either)
 
 
 def macro_f1(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the mean of F1 over the classes that occur in truth or output; 0 for one that is never right."""
-    total, count = np.zeros(len(rows)), np.zeros(len(rows))
-    for label in _labels(truth, output):
-        hit, wrong, missed, _ = _table(truth, output, rows, label)
-        occurs = hit + wrong + missed > 0
-        total += np.where(occurs, _ratio(2 * hit, 2 * hit + wrong + missed), 0)
-        count += occurs
-    return _ratio(total, count)
+    hit, real, given = _tallies(truth, output, rows)
+    return _nanmean(_ratio(2 * hit, real + given))
 
 
 def balanced_accuracy(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the mean recall of the classes that occur in truth."""
-    total, count = np.zeros(len(rows)), np.zeros(len(rows))
-    for label in _labels(truth, output):
-        hit, _, missed, _ = _table(truth, output, rows, label)
-        occurs = hit + missed > 0
-        total += np.where(occurs, _ratio(hit, hit + missed), 0)
-        count += occurs
-    return _ratio(total, count)
+    hit, real, _ = _tallies(truth, output, rows)
+    return _nanmean(_ratio(hit, real))
 
 
 def mcc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns Matthews' correlation of truth and decision (Gorodkin 2004 for several classes); 0 if one is constant."""
-    right, n = (decisions(output) == truth)[rows].sum(axis=-1), rows.shape[-1]
-    both, of_truth, of_output = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
-    for label in _labels(truth, output):
-        hit, wrong, missed, _ = _table(truth, output, rows, label)
-        both += (hit + missed) * (hit + wrong)
-        of_truth += (hit + missed) ** 2
-        of_output += (hit + wrong) ** 2
-    spread = np.sqrt((n**2 - of_truth) * (n**2 - of_output))
-    return np.where(spread > 0, _ratio(right * n - both, spread), 0.0)
+    hit, real, given = _tallies(truth, output, rows)
+    right, n = hit.sum(axis=-1), rows.shape[-1]
+    spread = np.sqrt((n**2 - (real * real).sum(axis=-1)) * (n**2 - (given * given).sum(axis=-1)))
+    return np.where(spread > 0, _ratio(right * n - (real * given).sum(axis=-1), spread), 0.0)
 
 
 def ovr_auc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the mean over classes of the AUC of one against the rest; classes without both are left out."""
     each = [auc((truth == label).astype(np.int64), output[:, label], rows) for label in range(output.shape[1])]
-    return _nanmean(np.stack(each))
+    return _nanmean(np.stack(each, axis=-1))
 
 
 def micro_f1(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -140,8 +126,10 @@ def micro_f1(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64])
 
 def macro_f1_labels(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the mean of F1 over labels; 0 for one that is neither there nor given."""
-    each = [f1(truth[:, i], output[:, i], rows) for i in range(truth.shape[1])]
-    return np.nan_to_num(np.stack(each)).mean(axis=0)
+    guess = output > 0
+    times = _multiplicities(rows, len(truth))
+    hit, either = times @ ((truth == 1) & guess), times @ ((truth == 1).astype(np.float64) + guess)
+    return np.asarray(np.nan_to_num(_ratio(2 * hit, either)).mean(axis=-1), dtype=np.float64)
 
 
 def fmax(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -149,19 +137,23 @@ def fmax(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> 
 
     Precision is averaged over the items that got a label at a threshold, recall over all that have one.
     """
-    probability = 1 / (1 + np.exp(-output))
-    best = np.zeros(len(rows))
+    from scipy.special import expit
+
+    probability = expit(output)
+    best = np.full(len(rows), np.nan)
     has = truth.sum(axis=1)
+    times = _multiplicities(rows, len(truth))
+    able = times @ (has > 0)
     for threshold in np.linspace(0, 1, 101):
         guess = probability >= threshold
         hit, given = (guess & (truth == 1)).sum(axis=1), guess.sum(axis=1)
-        precision = _ratio((hit / np.maximum(given, 1))[rows].sum(axis=-1), (given > 0)[rows].sum(axis=-1))
-        recall = _ratio((hit / np.maximum(has, 1))[rows].sum(axis=-1), (has > 0)[rows].sum(axis=-1))
-        best = np.fmax(best, _ratio(2 * precision * recall, precision + recall))
+        precision = _ratio(times @ (hit / np.maximum(given, 1)), times @ (given > 0))
+        recall = _ratio(times @ (hit / np.maximum(has, 1)), able)
+        best = np.fmax(best, np.where(precision + recall == 0, 0, _ratio(2 * precision * recall, precision + recall)))
     return best
 
 
-METRICS: Mapping[Kind, Mapping[str, Metric]] = {
+METRICS: Mapping[SequenceKind, Mapping[str, Metric]] = {
     "regression": {"Spearman": spearman, "Pearson": pearson, "R2": r2, "MSE": mse, "MAE": mae},
     "binary": {
         "AUC": auc,
@@ -182,6 +174,9 @@ METRICS: Mapping[Kind, Mapping[str, Metric]] = {
 }
 """The metrics of each kind of task, by name."""
 
+SLOW = frozenset({"OvR AUC"})
+"""Metrics that rank all items anew for each class and resample."""
+
 LOWER_IS_BETTER = frozenset({"MSE", "MAE"})
 """Metrics that are errors."""
 
@@ -195,7 +190,13 @@ def decisions(output: NDArray[Any]) -> NDArray[np.int64]:
 def _correlation(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float64]:
     a = first - first.mean(axis=-1, keepdims=True)
     b = second - second.mean(axis=-1, keepdims=True)
-    return _ratio((a * b).sum(axis=-1), np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1)))
+    spread = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    return _ratio((a * b).sum(axis=-1), np.where(_constant(first) | _constant(second), 0, spread))
+
+
+def _constant(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Tells where all values are equal: the mean of equal decimals may differ from them in the last digit."""
+    return np.asarray(values.max(axis=-1) == values.min(axis=-1), dtype=np.bool_)
 
 
 def _mean(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -203,9 +204,9 @@ def _mean(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _nanmean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns the mean over the first axis of what is defined, NaN where nothing is."""
+    """Returns the mean over the last axis of what is defined, NaN where nothing is."""
     defined = np.isfinite(values)
-    return _ratio(np.where(defined, values, 0).sum(axis=0), defined.sum(axis=0))
+    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def _ratio(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
@@ -213,14 +214,22 @@ def _ratio(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) != 0)
 
 
-def _labels(truth: NDArray[Any], output: NDArray[Any]) -> list[int]:
-    return np.union1d(truth, decisions(output)).astype(int).tolist()
+def _tallies(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:
+    """Returns for each resample how often every class is right, true and given, each ``[b, C]``."""
+    guess = decisions(output)
+    size = int(max(truth.max(), guess.max())) + 1
+    first = np.arange(len(rows))[:, None] * size
+
+    def count(labels: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[np.float64]:
+        # a last bin of each resample for what is not kept would cost more than to weigh it by 0
+        counted = np.bincount((first + labels[rows]).ravel(), kept[rows].ravel(), minlength=len(rows) * size)
+        return np.asarray(counted.reshape(len(rows), size), dtype=np.float64)
+
+    every = np.ones(len(truth), dtype=np.bool_)
+    return count(truth, guess == truth), count(truth, every), count(guess, every)
 
 
-def _table(
-    truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64], label: int
-) -> tuple[NDArray[np.float64], ...]:
-    """Returns (true positives, false positives, false negatives, true negatives) of a class in each resample."""
-    real, given = truth == label, decisions(output) == label
-    cells = (real & given, ~real & given, real & ~given, ~real & ~given)
-    return tuple(cell[rows].sum(axis=-1).astype(np.float64) for cell in cells)
+def _multiplicities(rows: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """Returns how often each item is in each resample, ``[b, n]``."""
+    first = np.arange(len(rows))[:, None] * n
+    return np.bincount((first + rows).ravel(), minlength=len(rows) * n).reshape(len(rows), n).astype(np.float64)

@@ -13,7 +13,7 @@ from protloom.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from protloom_tasks.definition import Kind
+    from protloom_tasks.definition_kinds import SequenceKind
 
 Probe = Literal["lbfgs", "paper"]
 """Logistic regression: ``lbfgs`` fits several classes at once, ``paper`` each against the rest, by liblinear."""
@@ -44,7 +44,7 @@ def fit(
     labels: NDArray[Any],
     asked: dict[str, NDArray[np.floating[Any]]],
     *,
-    kind: Kind,
+    kind: SequenceKind,
     probe: Probe = "lbfgs",
     seed: int = 0,
 ) -> Output:
@@ -80,13 +80,13 @@ def fit(
     return Output(values, details)
 
 
-def _solver(kind: Kind, probe: Probe) -> str:
+def _solver(kind: SequenceKind, probe: Probe) -> str:
     if probe == "lbfgs":
         return "lbfgs, a regression a label" if kind == "multilabel" else "lbfgs"
     return "liblinear" if kind == "binary" else "liblinear, one against the rest"
 
 
-def _fitted(scaled: NDArray[Any], labels: NDArray[Any], kind: Kind, probe: Probe, seed: int) -> list[Any]:
+def _fitted(scaled: NDArray[Any], labels: NDArray[Any], kind: SequenceKind, probe: Probe, seed: int) -> list[Any]:
     """Returns the fitted estimators: one, or one for every class."""
     from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -99,20 +99,35 @@ def _fitted(scaled: NDArray[Any], labels: NDArray[Any], kind: Kind, probe: Probe
 
     if kind == "multilabel":
         columns = [labels[:, i] for i in range(labels.shape[1])]
-        return [logistic().fit(scaled, of) if 0 < of.sum() < len(of) else _Always(of[:1]) for of in columns]
-    if kind == "binary" or probe == "lbfgs":
+    elif kind == "binary" or probe == "lbfgs":
+        if len(np.unique(labels)) < 2:
+            raise UserError("the training rows that have features hold one class: there is nothing to tell apart")
         return [logistic().fit(scaled, labels)]
-    return [logistic().fit(scaled, (labels == label).astype(np.int64)) for label in range(int(labels.max()) + 1)]
+    else:
+        columns = [(labels == label).astype(np.int64) for label in range(int(labels.max()) + 1)]
+    return [logistic().fit(scaled, of) if 0 < of.sum() < len(of) else _Always(of[:1]) for of in columns]
 
 
-def _apply(estimators: list[Any], scaled: NDArray[Any], kind: Kind) -> NDArray[np.float64]:
+def _apply(estimators: list[Any], scaled: NDArray[Any], kind: SequenceKind) -> NDArray[np.float64]:
     if kind == "regression":
         return np.asarray(estimators[0].predict(scaled), dtype=np.float64)
     scores = [np.asarray(estimator.decision_function(scaled), dtype=np.float64) for estimator in estimators]
-    if kind == "binary" or len(scores) == 1:
-        # two classes of a multiclass task: one score, that of the second
-        return scores[0] if kind == "binary" or scores[0].ndim == 2 else np.stack([-scores[0], scores[0]], axis=1)
+    if kind == "binary":
+        return scores[0]
+    if kind == "multiclass" and len(estimators) == 1:
+        return _by_class(scores[0], estimators[0].classes_)
     return np.stack(scores, axis=1)
+
+
+def _by_class(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Returns a column of scores for each class number, the lowest of all for a class that was not fitted.
+
+    Of two classes, scikit-learn gives one score, that of the second.
+    """
+    columns = scores if scores.ndim == 2 else np.stack([-scores, scores], axis=1)
+    found = np.full((len(columns), int(classes.max()) + 1), columns.min() - 1)
+    found[:, classes] = columns
+    return found
 
 
 class _Always:

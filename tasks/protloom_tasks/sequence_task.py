@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -16,17 +16,21 @@ from protloom.scoring import percentile_interval
 from protloom.settings import Section
 from protloom_tasks import intervals, sequence_metrics, sequence_probes
 from protloom_tasks.datasets import tables
-from protloom_tasks.datasets.files import status
 from protloom_tasks.datasets.proteins import draw
-from protloom_tasks.definition import load
+from protloom_tasks.datasets.selection import sources
+from protloom_tasks.definition import Scored, load_as
+from protloom_tasks.definition_kinds import SequenceDefinition, SplitDefinition
 from protloom_tasks.floors import Composition, Floor, Kmer2, Length
+from protloom_tasks.resampling import Resamples
+from protloom_tasks.task_base import DefinedTask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.contracts import Subject
+    from protloom_tasks.datasets.files import Source
     from protloom_tasks.datasets.tables import Row, Rows
-    from protloom_tasks.definition import Definition
+    from protloom_tasks.definition import Table
 
 DEFINITIONS: Mapping[str, str] = {
     "Spearman": "correlation of the ranks of prediction and label over the rows of the split, ties at their mean rank",
@@ -46,7 +50,7 @@ class SequenceConfig(Section):
     definition: str = Field(description="A shipped definition, or the path of a YAML file")
     variant: str | None = Field(default=None, description="Which of its variants")
     data_dir: str | None = Field(default=None, description="Data folder; default: PROTLOOM_DATA")
-    split: Literal["valid", "test"] = Field(default="test", description="What is scored")
+    split: Scored = Field(default="valid", description="What is scored; test is for reporting, never to choose by")
     train_rows: int | None = Field(default=5000, ge=2, description="Training rows, drawn by seed; null: all")
     rows: int | None = Field(default=2000, ge=2, description="Scored rows, drawn by seed; null: all")
     pool: Literal["mean", "max", "cls"] = Field(default="mean", description="How residue states become one vector")
@@ -66,7 +70,7 @@ class _Data:
     details: Mapping[str, Any]
 
 
-class SequenceTask:
+class SequenceTask(DefinedTask[SequenceDefinition]):
     """One task of a definition.
 
     Args:
@@ -77,27 +81,23 @@ class SequenceTask:
     """
 
     def __init__(self, config: SequenceConfig) -> None:
+        super().__init__(load_as(SequenceDefinition, config.definition, config.variant), config.data_dir)
         self.config = config
-        self.definition, self._beside = load(config.definition, config.variant)
         known = sequence_metrics.METRICS[self.definition.kind]
         if self.definition.main not in known:
             raise UserError(
                 f"definition {config.definition!r}: metric {self.definition.main!r} is none of a "
                 f"{self.definition.kind} task: {', '.join(known)}"
             )
-        stem = Path(config.definition).stem
-        self.name = stem if config.variant is None else f"{stem}:{config.variant}"
         self._rows: Rows | None = None
         self._data: dict[tuple[int, int | None], _Data] = {}
 
-    def check(self) -> None:
-        """Raises UserError if a file is missing."""
-        for source in tables.sources(self.definition):
-            tables.find(source, self.config.data_dir, self._beside)
+    def _sources(self) -> Sequence[Source]:
+        return sources(self.definition, self.definition.all_tables())
 
     def card(self) -> Mapping[str, Any]:
         """Describes the task."""
-        said, sources = self.definition, tables.sources(self.definition)
+        said = self.definition
         lower = said.main in sequence_metrics.LOWER_IS_BETTER
         return {
             "title": said.title,
@@ -105,36 +105,35 @@ class SequenceTask:
             "metric": said.main,
             "better": "lower" if lower else "higher",
             "also": tuple(name for name in sequence_metrics.METRICS[said.kind] if name != said.main),
-            "definition": DEFINITIONS.get(said.main, said.main),
-            "differs": said.differs or None,
-            "reference": said.reference,
-            "splits": _described(said),
+            "definition": DEFINITIONS[said.main],
+            "splits": described(said),
             "probe": "StandardScaler + "
             + ("ridge(alpha=1)" if said.kind == "regression" else f"logistic regression(C=1, {self.config.probe})"),
             "options": self.config.model_dump(exclude={"data_dir", "definition", "variant"}),
-            "floors": {name: floor.summary for name, floor in self._floors().items()},
-            "interval": "bootstrap over distinct " + (said.group or "sequences"),
-            "citation": said.citation or None,
-            "data": {source.path: {"from": source.origin, "licence": source.licence} for source in sources},
-            "status": {source.path: self._status(source) for source in sources},
-            "simulated": False,
+            "interval": "bootstrap over " + self._unit(),
+            **self._tail(),
         }
 
-    def _status(self, source: Any) -> str:
-        return "ready" if (self._beside / source.path).is_file() else status(self.config.data_dir, source)
+    def _unit(self) -> str:
+        """Returns what is resampled."""
+        if self.definition.group:
+            return f"values of {self.definition.group}"
+        return "proteins" if self.definition.partner else "sequences"
 
     def sequences(self, split: str) -> Sequence[str]:
         """Returns all sequences of a split; see :class:`protloom.contracts.HasSequences`."""
+        return self._read().sequences(split)
+
+    def _read(self) -> Rows:
         if self._rows is None:
-            self._rows = tables.read(self.definition, self.config.data_dir, self._beside)
-        return self._rows.sequences(split)
+            try:
+                self._rows = tables.read(self.definition, self._data_dir, self._folder, self.config.split)
+            except UserError as error:
+                raise UserError(f"{self.name}: {error}") from None
+        return self._rows
 
-    def floors(self) -> Mapping[str, Subject]:
-        """Returns 2-mers, composition and length."""
-        return dict(self._floors())
-
-    def _floors(self) -> dict[str, Floor]:
-        return {floor.name: floor for floor in (Kmer2(), Composition(), Length())}
+    def _floors(self) -> Sequence[Floor]:
+        return Kmer2(), Composition(), Length()
 
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
         """Scores a subject; see :class:`protloom.contracts.Task`."""
@@ -171,10 +170,8 @@ class SequenceTask:
         return found, np.asarray(np.isfinite(found).all(axis=1))
 
     def _load(self, seed: int, limit: int | None) -> _Data:
-        if self._rows is None:
-            self._rows = tables.read(self.definition, self.config.data_dir, self._beside)
-        rows, split = self._rows, self.config.split
-        if not rows.splits.get(split):
+        rows, split = self._read(), self.config.split
+        if split not in rows.splits:
             raise UserError(f"{self.name}: there is no {split} split; it has {', '.join(rows.splits)}")
         most = {"train": self.config.train_rows, split: self.config.rows}
         most = {name: min((n for n in (size, limit) if n is not None), default=None) for name, size in most.items()}
@@ -204,57 +201,34 @@ class SequenceTask:
     def _result(self, data: _Data, output: NDArray[np.float64], details: dict[str, Any], seed: int) -> TaskResult:
         kind, main = self.definition.kind, self.definition.main
         known = sequence_metrics.METRICS[kind]
-        resamples = _Resamples([row.group for row in data.scored], seed)
+        resamples = self._resamples(data.scored, seed)
         everything = np.arange(len(output))[None]
         values = {name: float(metric(data.labels, output, everything)[0]) for name, metric in known.items()}
         many = output.ndim == 2 and output.shape[1] > sequence_metrics.MOST_CLASSES
         replicates = {
-            name: resamples.of(metric, data.labels, output)
+            name: resamples.of(partial(metric, data.labels, output))
             for name, metric in known.items()
-            if name == main or not many or name == "accuracy"
+            if name == main or not (many and name in sequence_metrics.SLOW)
         }
         return TaskResult(
             metric=main,
             value=values[main],
             interval=percentile_interval(replicates[main]),
             n=resamples.n,
-            unit=self.definition.group or "sequences",
+            unit=self._unit(),
             metrics=values,
             intervals={name: percentile_interval(of) for name, of in replicates.items()},
-            per_item=_errors(kind, data.labels, output),
+            per_item=resamples.means(_errors(kind, data.labels, output)),
             replicates=replicates[main],
             items=intervals.fingerprint(self.name, (row.sequence + row.partner for row in data.scored), seed),
             predictions=_predictions(data, output),
             details=details,
         )
 
-
-class _Resamples:
-    """Draws whole groups of rows, the same ones for every subject.
-
-    Args:
-        groups: of each row.
-        seed: of the draws.
-    """
-
-    def __init__(self, groups: Sequence[str], seed: int) -> None:
-        names, self._group = np.unique(groups, return_inverse=True)
-        self.n, self._seed = len(names), seed
-        order = np.argsort(self._group, kind="stable")
-        self._members = np.split(order, np.cumsum(np.bincount(self._group, minlength=self.n))[:-1])
-
-    def of(self, metric: sequence_metrics.Metric, truth: NDArray[Any], output: NDArray[Any]) -> NDArray[np.float64]:
-        """Returns the metric of every resample, ``[B]``."""
-        alone = self.n == len(self._group)
-        found: list[NDArray[np.float64]] = []
-        for block in intervals.draws(self.n, seed=self._seed):
-            if alone:
-                found.append(metric(truth, output, np.argsort(self._group)[block]))
-                continue
-            for drawn in block:  # groups differ in size, so resamples do
-                rows = np.concatenate([self._members[i] for i in drawn])
-                found.append(metric(truth, output, rows[None]))
-        return np.concatenate(found) if found else np.zeros(0)
+    def _resamples(self, rows: Sequence[Row], seed: int) -> Resamples:
+        if self.definition.partner and not self.definition.group:
+            return Resamples([row.sequence for row in rows], [row.partner for row in rows], seed=seed)
+        return Resamples([row.group for row in rows], seed=seed)
 
 
 def _errors(kind: str, truth: NDArray[Any], output: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -281,10 +255,15 @@ def _predictions(data: _Data, output: NDArray[np.float64]) -> Mapping[str, Seque
     return table
 
 
-def _described(said: Definition) -> str:
-    parts = [f"{split}: {', '.join(table.file for table in of)}" for split, of in said.splits.items()]
-    parts += [
-        f"{carve.split}: {carve.share:.0%} of {carve.source}, by a hash of {carve.by or 'the sequence'}"
-        for carve in said.carve
-    ]
+def described(said: SplitDefinition) -> str:
+    """Returns in words which rows each split holds."""
+    parts = [f"{split}: {', '.join(dict.fromkeys(map(_described, of)))}" for split, of in said.splits.items()]
+    for carve in said.carve:
+        by = "both proteins" if carve.partners else carve.by or said.group or "the sequence"
+        parts.append(f"{carve.split}: {carve.share:.0%} of {carve.source}, by a hash of {by}")
     return "; ".join(parts)
+
+
+def _described(table: Table) -> str:
+    rows = " and ".join(f"{column} = {' or '.join(filter(None, of))}" for column, of in table.where.items())
+    return f"{table.file} ({rows})" if rows else table.file

@@ -1,8 +1,7 @@
-"""Reads the rows that a definition names: sequences with labels, split as it says, with everything left out counted."""
+"""Labelled sequences, split as a definition says, with everything left out counted."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from protloom.errors import UserError
-from protloom_tasks.datasets.files import Source, locate, read_csv, sha256
+from protloom_tasks.datasets.selection import Item, Reader, carved, text_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from protloom_tasks.definition import Carve, Definition, Table
+    from protloom_tasks.datasets.formats import Cell, Cells
+    from protloom_tasks.definition import Table
+    from protloom_tasks.definition_kinds import SequenceDefinition
 
 Value = float | str | tuple[str, ...]
 """A label as read: a number, a class, or classes."""
@@ -34,14 +35,17 @@ class Row:
         partner: the second one of a pair, else empty.
         value: its label.
         group: rows of one group are resampled together.
-        key: what a carved split is chosen by.
     """
 
     sequence: str
     partner: str
     value: Value
     group: str
-    key: str
+
+    @property
+    def identity(self) -> frozenset[str]:
+        """What makes two rows the same: the sequence, or both of a pair in either order."""
+        return frozenset((self.sequence, self.partner))
 
 
 @dataclass
@@ -66,132 +70,135 @@ class Rows:
         return [letters for row in rows for letters in (row.sequence, row.partner) if letters]
 
 
-def sources(definition: Definition) -> list[Source]:
-    """Returns the files of a definition, each once."""
-    columns = [*definition.sequence, definition.label.column]
-    columns += [name for name in (definition.partner, definition.group) if name]
-    paths = dict.fromkeys(table.file for tables in definition.splits.values() for table in tables)
-    return [Source(path, definition.origin, definition.licence, tuple(columns)) for path in paths]
-
-
-def read(definition: Definition, data_dir: str | None, beside: Path) -> Rows:
+def read(definition: SequenceDefinition, data_dir: str | None, beside: Path, scored: str = "valid") -> Rows:
     """Reads all splits of a definition.
 
     Args:
         definition: which rows of which files.
         data_dir: the data folder.
         beside: folder of the definition's file, where its files may lie too.
+        scored: the split that results are about; see :func:`protloom_tasks.datasets.selection.carved`.
 
     Raises:
         UserError: a file or column is missing, a cell is not what the kind of task needs, or a split is empty.
     """
-    found = Rows({})
-    by_path = {source.path: source for source in sources(definition)}
+    reader = Reader(definition, data_dir, beside)
+    items: dict[str, list[Item[Row]]] = {}
+    read_so_far = 0
     for split, tables in definition.splits.items():
-        rows: list[Row] = []
-        for table in tables:
-            source = by_path[table.file]
-            path = find(source, data_dir, beside)
-            found.files.setdefault(source.path, sha256(path))
-            rows += _rows_of(path, source, table, definition, found.counts)
-        found.splits[split] = rows
-    for carve in definition.carve:
-        _carve(found.splits, carve)
-    for split in ("train", "test"):
-        if not found.splits[split]:
-            raise UserError(f"the {split} split is empty: look at 'splits' of the definition; {dict(found.counts)}")
+        items[split] = list(_items(reader, tables, definition, read_so_far))
+        read_so_far += len(items[split])
+    found = Rows(carved(items, definition.carve, scored, reader.counts), reader.counts, reader.files)
+    for name, rows in found.splits.items():
+        if not rows:
+            raise UserError(f"the {name} split is empty: {_why(found.counts)}")
     _remove_tested(found)
     return found
 
 
-def find(source: Source, data_dir: str | None, beside: Path) -> Path:
-    """Returns the path of a file, which may lie beside the definition; raises UserError if it is nowhere."""
-    near = beside / source.path
-    return near if near.is_file() else locate(data_dir, source)
-
-
-def _rows_of(path: Path, source: Source, table: Table, definition: Definition, counts: Counter[str]) -> Iterator[Row]:
-    label = definition.label
-    for number, cells in enumerate(read_csv(path, source), start=2):
-        for column in table.where:
-            if column not in cells:
-                raise UserError(f"{path}: no column {column!r} for 'where'; it has {', '.join(cells)}")
-        if any(cells[column] not in values for column, values in table.where.items()):
+def _items(reader: Reader, tables: Sequence[Table], definition: SequenceDefinition, first: int) -> Iterator[Item[Row]]:
+    label, counts = definition.label, reader.counts
+    for number, (where, cells) in enumerate(reader.rows(tables), start=first):
+        cell = cells[label.column]
+        if isinstance(cell, str) and cell.strip() in label.drop:
+            counts[f"label {cell.strip()!r} dropped"] += 1
             continue
-        text = cells[label.column].strip()
-        if text in label.drop:
-            counts[f"label {text!r} dropped"] += 1
-            continue
-        value = _value(text, definition, f"{path}, line {number}")
+        value = _value(cell, definition, where)
         if value is None:
             counts["no label"] += 1
             continue
-        sequence, stops = _sequence(cells, definition.sequence)
-        partner, more = _sequence(cells, [definition.partner]) if definition.partner else ("", False)
-        counts["stop codons cut out"] += stops or more
+        sequence = reader.sequence(cells, definition.sequence, where)
+        partner = reader.sequence(cells, [definition.partner], where) if definition.partner else ""
+        counts["stop codons cut out"] += "*" in sequence + partner
+        sequence, partner = sequence.replace("*", ""), partner.replace("*", "")
         if not sequence or (definition.partner and not partner):
             counts["no sequence"] += 1
             continue
-        whole = sequence + partner
-        group = cells[definition.group] if definition.group else whole
-        yield Row(
-            sequence, partner, value, group, "\n".join(cells[c.by or ""] for c in definition.carve if c.by) or whole
-        )
+        group = text_of(cells, definition.group, where) if definition.group else sequence + partner
+        yield Item(Row(sequence, partner, value, group), _keys(cells, definition, sequence, partner, where), number)
 
 
-def _sequence(cells: Mapping[str, str], columns: Sequence[str]) -> tuple[str, bool]:
-    """Returns the residues of one or several columns, and whether a stop codon was cut out of them."""
-    letters = "".join(cells[column].strip().upper() for column in columns)
-    return letters.replace("*", ""), "*" in letters
+def _keys(
+    cells: Cells, definition: SequenceDefinition, sequence: str, partner: str, where: str
+) -> tuple[tuple[str, ...], ...]:
+    keys: list[tuple[str, ...]] = []
+    for carve in definition.carve:
+        column = carve.by or definition.group
+        if carve.partners:
+            keys.append((sequence, partner))
+        else:
+            keys.append((text_of(cells, column, where) if column else sequence + partner,))
+    return tuple(keys)
 
 
-def _value(text: str, definition: Definition, where: str) -> Value | None:
+def _why(counts: Mapping[str, int]) -> str:
+    left_out = ", ".join(f"{reason} ({n})" for reason, n in counts.items() if n)
+    return f"left out were {left_out}" if left_out else "'splits' and 'carve' leave nothing for it"
+
+
+def _value(cell: Cell, definition: SequenceDefinition, where: str) -> Value | None:
     """Returns a label, None where there is none."""
     label = definition.label
     if definition.kind == "multilabel":
-        return tuple(part.strip() for part in text.split(label.separator or ",") if part.strip())
-    if not text:
-        return None
-    if definition.kind != "regression":
-        return text
-    parts = text.split(label.separator) if label.separator else [text]
+        names = cell if isinstance(cell, list) else cell.split(label.separator or ",")
+        return tuple(dict.fromkeys(name.strip() for name in names if name.strip()))
+    if definition.kind == "regression":
+        return _number(cell, definition, where)
+    if isinstance(cell, list):
+        raise UserError(f"{where}: {label.column} is a list; a {definition.kind} task has one class a row")
+    text = cell.strip()
+    return None if text.lower() in ("", "nan") else text
+
+
+def _number(cell: Cell, definition: SequenceDefinition, where: str) -> float | None:
+    label = definition.label
+    if isinstance(cell, list):
+        parts = cell
+    else:
+        parts = cell.strip().split(label.separator) if label.separator else [cell.strip()]
     try:
-        numbers = [number for number in map(float, parts) if math.isfinite(number)]
+        numbers = [float(part) if part.strip() else math.nan for part in parts]
     except ValueError:
-        raise UserError(f"{where}: {label.column} is {text[:40]!r}, which is not a number") from None
+        odd = next(part for part in parts if not _is_number(part))
+        raise UserError(f"{where}: {label.column} is {odd[:40]!r}, which is not a number") from None
     if len(parts) > 1 and not label.mean:
         raise UserError(f"{where}: {label.column} holds {len(parts)} numbers: say 'mean: true' if their mean is meant")
-    return math.fsum(numbers) / len(numbers) if numbers else None
+    limit = math.inf if label.below is None else label.below
+    known = [number for number in numbers if math.isfinite(number) and number < limit]
+    return math.fsum(known) / len(known) if known else None
 
 
-def _carve(splits: dict[str, list[Row]], carve: Carve) -> None:
-    """Moves a share of a split's rows into a new one, by a hash of what they are told apart by."""
-    kept: list[Row] = []
-    moved: list[Row] = []
-    for row in splits[carve.source]:
-        digest = hashlib.sha256(f"{carve.split}\n{row.key}".encode()).digest()
-        inside = int.from_bytes(digest[:8], "big") < carve.share * 2**64
-        (moved if inside else kept).append(row)
-    splits[carve.source], splits[carve.split] = kept, moved
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return not text.strip()
+    return True
 
 
 def _remove_tested(found: Rows) -> None:
-    """Leaves out the training rows that occur in another split."""
-    elsewhere = {
-        (row.sequence, row.partner) for split, rows in found.splits.items() if split != "train" for row in rows
-    }
+    """Leaves out the training rows that occur in another split.
+
+    Raises:
+        UserError: if that leaves nothing to train on.
+    """
+    elsewhere = {row.identity for split, rows in found.splits.items() if split != "train" for row in rows}
     train = found.splits["train"]
-    found.repeated = [row for row in train if (row.sequence, row.partner) in elsewhere]
-    found.splits["train"] = [row for row in train if (row.sequence, row.partner) not in elsewhere]
+    found.repeated = [row for row in train if row.identity in elsewhere]
+    found.splits["train"] = [row for row in train if row.identity not in elsewhere]
     found.counts["in training and another split: left out of training"] += len(found.repeated)
+    if not found.splits["train"]:
+        raise UserError(f"all {len(train)} training rows are in another split too: nothing is left to train on")
 
 
-def encode(rows: Mapping[str, Sequence[Row]], definition: Definition) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def encode(
+    rows: Mapping[str, Sequence[Row]], definition: SequenceDefinition
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
     """Returns the labels of each split as arrays, and the names of the classes.
 
-    Regression: ``[n]`` numbers. Binary: ``[n]`` 0 or 1, the class named last is 1 (of 0 and 1, the one). Multiclass:
-    ``[n]`` class numbers; a class that training does not hold is numbered after those it does. Multilabel: ``[n, C]``
-    of 0 and 1, over the classes of training.
+    Regression: ``[n]`` numbers. Binary: ``[n]`` 0 or 1, the class named last is 1 (of 0 and 1, the one) unless the
+    definition names the positive one. Multiclass: ``[n]`` class numbers; a class that training does not hold is
+    numbered after those it does. Multilabel: ``[n, C]`` of 0 and 1, over the classes of training.
 
     Raises:
         UserError: a binary task with other than two classes, or training rows of one class only.
@@ -200,8 +207,8 @@ def encode(rows: Mapping[str, Sequence[Row]], definition: Definition) -> tuple[d
         return {split: np.array([row.value for row in of], dtype=np.float64) for split, of in rows.items()}, []
     trained = sorted({name for row in rows["train"] for name in _classes(row)})
     other = sorted({name for of in rows.values() for row in of for name in _classes(row)} - set(trained))
-    if definition.kind == "binary" and (len(trained) != 2 or other):
-        raise UserError(f"a binary task needs two classes, in training too; it has {', '.join([*trained, *other])}")
+    if definition.kind == "binary":
+        trained = _two(trained, other, definition.label.positive)
     if len(trained) < 2:
         raise UserError(f"the training rows hold {len(trained)} class: there is nothing to tell apart")
     number = {name: i for i, name in enumerate([*trained, *other])}
@@ -209,6 +216,17 @@ def encode(rows: Mapping[str, Sequence[Row]], definition: Definition) -> tuple[d
         return {split: _indicators(of, number, len(trained)) for split, of in rows.items()}, trained
     labels = {split: np.array([number[str(row.value)] for row in of], dtype=np.int64) for split, of in rows.items()}
     return labels, [*trained, *other]
+
+
+def _two(trained: list[str], other: list[str], positive: str | None) -> list[str]:
+    """Returns the classes of a binary task, the positive one last."""
+    if len(trained) != 2 or other:
+        every = [*trained, *other]
+        shown = ", ".join(every[:10]) + (", ..." if len(every) > 10 else "")
+        raise UserError(f"a binary task needs two classes, in training too; it has {len(every)}: {shown}")
+    if positive is not None and positive not in trained:
+        raise UserError(f"label.positive is {positive!r}, but the classes are {' and '.join(trained)}")
+    return trained if positive in (None, trained[1]) else trained[::-1]
 
 
 def _classes(row: Row) -> tuple[str, ...]:
