@@ -99,6 +99,25 @@ class Reader:
         asked = self._hider
         yield from self._packed((self._hidden(place, asked.symbol) for place in places), asked.logits)
 
+    def tables(self, sequences: Sequence[str]) -> Iterator[F32]:
+        """Yields ``[L, vocabulary]`` of each sequence: every residue hidden in turn; L passes each.
+
+        Raises:
+            UserError: if nothing can be hidden from the model, or a sequence is empty or not ASCII; names its position.
+        """
+        for number, sequence in enumerate(sequences, start=1):
+            if not sequence or not sequence.isascii():
+                what = "is empty" if not sequence else "holds characters that are not ASCII"
+                raise UserError(f"sequence {number} of {len(sequences)} {what}: give residues as letters")
+        rows = self.hidden(Place(sequence, i) for sequence in sequences for i in range(len(sequence)))
+        for sequence in sequences:
+            yield np.stack(list(islice(rows, len(sequence))))
+
+    def residues(self, sequences: Sequence[str]) -> Iterator[F32]:
+        """Yields ``[L]`` log p(residue i | all others) of each sequence; takes and raises what :meth:`tables` does."""
+        for sequence, table in zip(sequences, self.tables(sequences), strict=True):
+            yield table[np.arange(len(sequence)), self.ids(sequence)]
+
     def visible(self, sequence: str, positions: Sequence[int]) -> F32:
         """Returns ``[positions, vocabulary]`` log-probabilities where nothing is hidden.
 
@@ -185,61 +204,6 @@ def can_hide(model: Architecture, tokenizer: Tokenizer) -> bool:
 def can_read(model: Architecture) -> bool:
     """Tells whether a model says what stands at a place that it sees: an encoder with a decoder behind it does not."""
     return "decode" not in model.capabilities
-
-
-def pseudo_log_likelihoods(
-    model: Architecture,
-    tokenizer: Tokenizer,
-    sequences: Sequence[str],
-    *,
-    prefix: Sequence[int] | None = None,
-    tokens_per_batch: int = 8192,
-    dtype: torch.dtype | None = None,
-) -> Iterator[F32]:
-    """Yields ``[L]`` log p(residue i | all others) of each sequence, in nats; their sum is the pseudo-log-likelihood.
-
-    Takes and raises what :func:`position_log_probabilities` does.
-    """
-    tables = position_log_probabilities(
-        model, tokenizer, sequences, prefix=prefix, tokens_per_batch=tokens_per_batch, dtype=dtype
-    )
-    reader = Reader(model, tokenizer)
-    for sequence, table in zip(sequences, tables, strict=True):
-        yield table[np.arange(len(sequence)), reader.ids(sequence)]
-
-
-def position_log_probabilities(
-    model: Architecture,
-    tokenizer: Tokenizer,
-    sequences: Sequence[str],
-    *,
-    prefix: Sequence[int] | None = None,
-    tokens_per_batch: int = 8192,
-    dtype: torch.dtype | None = None,
-) -> Iterator[F32]:
-    """Yields ``[L, vocabulary]`` log-probabilities of what may stand at each position, in the order given.
-
-    A sequence of L residues costs L passes over it, which are packed.
-
-    Args:
-        model: a masked-token model or an encoder-decoder.
-        tokenizer: the one that it was trained with.
-        sequences: residues as letters.
-        prefix: ids put before every sequence; None: the tokenizer's own.
-        tokens_per_batch: encoder tokens of a packed batch; a longer sequence gets a batch of its own.
-        dtype: compute in this precision by autocast; None: the network's own.
-
-    Raises:
-        UserError: if the model can do neither, or a sequence is empty or not ASCII; names its position.
-    """
-    for number, sequence in enumerate(sequences, start=1):
-        if not sequence or not sequence.isascii():
-            what = "is empty" if not sequence else "holds characters that are not ASCII"
-            raise UserError(f"sequence {number} of {len(sequences)} {what}: give residues as letters")
-    reader = Reader(model, tokenizer, prefix=prefix, tokens_per_batch=tokens_per_batch, dtype=dtype)
-    rows = reader.hidden(Place(sequence, i) for sequence in sequences for i in range(len(sequence)))
-    for sequence in sequences:
-        yield np.stack(list(islice(rows, len(sequence))))
 
 
 class _Mask:

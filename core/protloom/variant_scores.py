@@ -72,10 +72,16 @@ def possible_methods(reader: Reader) -> tuple[Method, ...]:
     return tuple(method for method in METHODS if able[method])
 
 
-def check_method(method: str, reader: Reader) -> Method:
-    """Returns ``method``; raises UserError if there is no such method or the model cannot serve it."""
-    if method not in METHODS:
-        raise UserError(f"method {method!r}.{did_you_mean(method, METHODS)}")
+def known_method(name: str) -> Method:
+    """Returns a method by its name; raises UserError naming the nearest if there is none."""
+    if name not in METHODS:
+        raise UserError(f"no method {name!r} to score variants.{did_you_mean(name, METHODS)}")
+    return name
+
+
+def check_method(name: str, reader: Reader) -> Method:
+    """Returns a method by its name; raises UserError if there is none or the model cannot serve it."""
+    method = known_method(name)
     able = possible_methods(reader)
     if method in able:
         return method
@@ -104,14 +110,14 @@ def score_variants(
 
     Raises:
         UserError: the model cannot serve the method, a variant has another length and the method compares position by
-            position, or a residue is not in the vocabulary.
+            position, a residue is not in the vocabulary, or a score is not finite.
     """
     chosen = check_method(method, reader)
     if not wild_type or not wild_type.isascii():
         raise UserError("the wild type is empty or not ASCII: give residues as letters")
     if chosen == "pll":
         _check_letters(reader, (("the wild type", wild_type), *((_named(v), v.sequence) for v in variants)))
-        return _pll(reader, wild_type, variants, tell)
+        return _finite(_pll(reader, wild_type, variants, tell))
     for variant in variants:
         if variant.mutations is None:
             other = "; --method pll compares whole sequences" if "pll" in possible_methods(reader) else ""
@@ -121,8 +127,14 @@ def score_variants(
             )
     _check_letters(reader, ((_named(v), m.wild + m.mutant) for v in variants for m in v.mutations or ()))
     if chosen == "wt-marginals":
-        return _wild_type_marginals(reader, wild_type, variants)
-    return _hidden(reader, wild_type, variants, chosen, tell)
+        return _finite(_wild_type_marginals(reader, wild_type, variants))
+    return _finite(_hidden(reader, wild_type, variants, chosen, tell))
+
+
+def _finite(scores: Scores) -> Scores:
+    if not np.isfinite(scores.values).all():
+        raise UserError("scores are not finite: the weights are damaged or have diverged")
+    return scores
 
 
 def _named(variant: Variant) -> str:

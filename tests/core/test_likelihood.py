@@ -13,7 +13,7 @@ import torch
 
 from protloom.contracts import Offsets
 from protloom.errors import UserError
-from protloom.likelihood import position_log_probabilities, pseudo_log_likelihoods
+from protloom.likelihood import Reader
 from protloom.plugins import Registry
 from protloom.weights import Pretrained, load_pretrained
 
@@ -62,10 +62,8 @@ def one_sentinel(found: Pretrained, sequence: str, place: int, prefix: tuple[int
 @pytest.mark.parametrize("tokens_per_batch", [1, 100, 8192])
 def test_masked_model(esm: Pretrained, random_proteins: Proteins, tokens_per_batch: int) -> None:
     sequences = [*random_proteins(2, low=5, high=25), "M"]
-    tables = list(
-        position_log_probabilities(esm.architecture, esm.tokenizer, sequences, tokens_per_batch=tokens_per_batch)
-    )
-    totals = list(pseudo_log_likelihoods(esm.architecture, esm.tokenizer, sequences))
+    reader = Reader(esm.architecture, esm.tokenizer, tokens_per_batch=tokens_per_batch)
+    tables, totals = list(reader.tables(sequences)), list(reader.residues(sequences))
     for sequence, table, total in zip(sequences, tables, totals, strict=True):
         expected = np.stack([masked(esm, sequence, i) for i in range(len(sequence))])
         assert table.shape == (len(sequence), len(esm.tokenizer.vocab))
@@ -78,9 +76,7 @@ def test_encoder_decoder(ankh: Pretrained, random_proteins: Proteins) -> None:
     tokenizer: Any = ankh.tokenizer
     sequences = [*random_proteins(2, low=5, high=25), "M"]
     for prefix in (None, tokenizer.prefixes["S2S"]):
-        tables = position_log_probabilities(
-            ankh.architecture, tokenizer, sequences, prefix=prefix, tokens_per_batch=100
-        )
+        tables = Reader(ankh.architecture, tokenizer, prefix, tokens_per_batch=100).tables(sequences)
         for sequence, table in zip(sequences, tables, strict=True):
             front = tokenizer.prefix if prefix is None else prefix
             expected = np.stack([one_sentinel(ankh, sequence, i, front) for i in range(len(sequence))])
@@ -90,7 +86,7 @@ def test_encoder_decoder(ankh: Pretrained, random_proteins: Proteins) -> None:
 def test_the_mode_of_the_network_comes_back(esm: Pretrained) -> None:
     esm.model.train()
     try:
-        list(pseudo_log_likelihoods(esm.architecture, esm.tokenizer, ["MKTAY"]))
+        list(Reader(esm.architecture, esm.tokenizer).residues(["MKTAY"]))
         assert all(module.training for module in esm.model.modules())
     finally:
         esm.model.eval()
@@ -99,9 +95,9 @@ def test_the_mode_of_the_network_comes_back(esm: Pretrained) -> None:
 def test_one_line_for_what_cannot_be_done(esm: Pretrained, ankh: Pretrained) -> None:
     for sequence, words in (("", "is empty"), ("MKÄ", "not ASCII")):
         with pytest.raises(UserError, match=rf"sequence 2 of 2 .*{words}"):
-            list(pseudo_log_likelihoods(esm.architecture, esm.tokenizer, ["MK", sequence]))
+            list(Reader(esm.architecture, esm.tokenizer).residues(["MK", sequence]))
     maskless: Any = SimpleNamespace(**{**vars(esm.tokenizer), "name": "plain", "mask_id": None})
     with pytest.raises(UserError, match="'plain' has no mask symbol"):
-        next(pseudo_log_likelihoods(esm.architecture, maskless, ["MK"]))
+        next(Reader(esm.architecture, maskless).residues(["MK"]))
     with pytest.raises(UserError, match="'esm' has no sentinels"):
-        next(pseudo_log_likelihoods(ankh.architecture, esm.tokenizer, ["MK"]))
+        next(Reader(ankh.architecture, esm.tokenizer).residues(["MK"]))

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import options_in
 
 from protloom.cli import main
-from protloom.likelihood import pseudo_log_likelihoods
+from protloom.likelihood import Reader
 from protloom.plugins import Registry
 from protloom.weights import load_pretrained
 
@@ -34,7 +34,7 @@ def test_rows_are_the_likelihoods(
     assert main(["score", str(fasta), "--model", run, "-o", str(tmp_path / "s.csv")]) == 0
     assert main(["score", str(fasta), "--model", run, "-o", str(tmp_path / "r.csv"), "--residues"]) == 0
     pretrained = load_pretrained(run, registry)
-    expected = list(pseudo_log_likelihoods(pretrained.architecture, pretrained.tokenizer, list(SEQUENCES.values())))
+    expected = list(Reader(pretrained.architecture, pretrained.tokenizer).residues(list(SEQUENCES.values())))
     rows = list(csv.DictReader((tmp_path / "s.csv").open()))
     assert [row["id"] for row in rows] == list(SEQUENCES)
     for row, values in zip(rows, expected, strict=True):

@@ -264,7 +264,9 @@ def test_an_embedder_scores_variants(esm: Case) -> None:
 
 def test_one_line_for_what_cannot_be_done(esm: Case, ankh: Case) -> None:
     assert possible_methods(ankh.reader) == ("masked-marginals", "pll", "sentinel-pll")
-    with pytest.raises(UserError, match=r"'masked-marginal'\. Did you mean 'masked-marginals'"):
+    with pytest.raises(
+        UserError, match=r"no method 'masked-marginal' to score variants\. Did you mean 'masked-marginals'"
+    ):
         check_method("masked-marginal", esm.reader)
     with pytest.raises(UserError, match=r"no decoder.*can do: masked-marginals, wt-marginals, pll"):
         check_method("sentinel-pll", esm.reader)
