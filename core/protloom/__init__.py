@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from protloom.specs import ArchitectureSpec as ArchitectureSpec
     from protloom.specs import CallbackSpec as CallbackSpec
     from protloom.specs import CorpusSpec as CorpusSpec
+    from protloom.specs import FloorSpec as FloorSpec
     from protloom.specs import KernelSpec as KernelSpec
     from protloom.specs import ObjectiveSpec as ObjectiveSpec
     from protloom.specs import OptimizerSpec as OptimizerSpec
@@ -27,6 +28,7 @@ _HOME = {
     "ArchitectureSpec": "protloom.specs",
     "CallbackSpec": "protloom.specs",
     "CorpusSpec": "protloom.specs",
+    "FloorSpec": "protloom.specs",
     "KernelSpec": "protloom.specs",
     "ObjectiveSpec": "protloom.specs",
     "OptimizerSpec": "protloom.specs",

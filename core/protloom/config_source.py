@@ -141,14 +141,19 @@ def _text(path: Path) -> str:
 
 def recipes(registry: Registry) -> dict[str, Traversable]:
     """Returns every recipe by full name ``distribution/name``: the ``recipes/*.yaml`` beside installed plugins."""
+    return shipped(registry, "recipes")
+
+
+def shipped(registry: Registry, folder: str) -> dict[str, Traversable]:
+    """Returns the YAML files of one folder beside installed plugins, by full name ``distribution/name``."""
     found: dict[str, Traversable] = {}
     for plugin in registry.plugins:
         if not plugin.loaded:
             continue
         package = plugin.module.partition(":")[0].partition(".")[0].strip()
         try:
-            folder = importlib.resources.files(package) / "recipes"
-            files = [file for file in folder.iterdir() if file.name.endswith(".yaml")] if folder.is_dir() else []
+            home = importlib.resources.files(package) / folder
+            files = [file for file in home.iterdir() if file.name.endswith(".yaml")] if home.is_dir() else []
         except (ImportError, OSError, TypeError):
             continue  # a single module has no folder beside it
         for file in files:
@@ -158,7 +163,20 @@ def recipes(registry: Registry) -> dict[str, Traversable]:
 
 def _recipe(name: str, registry: Registry) -> Traversable:
     """Returns a recipe by the same rules of names as a component."""
-    known = recipes(registry)
+    return named("recipe", name, recipes(registry))
+
+
+def named(what: str, name: str, known: Mapping[str, Traversable]) -> Traversable:
+    """Returns the shipped file that a bare or full name means, by the same rules as a component.
+
+    Args:
+        what: the word that users write before the colon.
+        name: ``name`` or ``distribution/name``.
+        known: of :func:`shipped`.
+
+    Raises:
+        UserError: if there is none, or more than one.
+    """
     if "/" in name:
         distribution, _, bare = name.partition("/")
         wanted = [full for full in known if full == f"{normalise(distribution)}/{bare}"]
@@ -167,11 +185,11 @@ def _recipe(name: str, registry: Registry) -> Traversable:
         wanted = [full for full in wanted if full.startswith(f"{OWN}/")] or wanted
     if len(wanted) > 1:
         raise UserError(
-            f"recipe {name!r} is offered more than once: write one of {', '.join(RECIPE + w for w in wanted)}"
+            f"{what} {name!r} is offered more than once: write one of {', '.join(f'{what}:{w}' for w in wanted)}"
         )
     if not wanted:
         bare_names = {full.removeprefix(f"{OWN}/") for full in known}
-        raise UserError(f"no recipe {name!r}.{did_you_mean(name, bare_names)}")
+        raise UserError(f"no {what} {name!r}.{did_you_mean(name, bare_names)}")
     return known[wanted[0]]
 
 

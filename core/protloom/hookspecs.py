@@ -44,6 +44,11 @@ def protloom_tasks() -> Sequence[specs.TaskSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
+def protloom_floors() -> Sequence[specs.FloorSpec]:  # type: ignore[empty-body]
+    """Returns the trivial subjects of tasks that this plugin offers."""
+
+
+@hookspec
 def protloom_callbacks() -> Sequence[specs.CallbackSpec]:  # type: ignore[empty-body]
     """Returns the callbacks that this plugin offers."""
 
@@ -60,6 +65,7 @@ HOOK_OF_KIND = {
     "optimizer": "protloom_optimizers",
     "kernel": "protloom_kernels",
     "task": "protloom_tasks",
+    "floor": "protloom_floors",
     "callback": "protloom_callbacks",
     "corpus": "protloom_corpora",
 }

@@ -93,17 +93,32 @@ class KernelSpec(Spec):
 class TaskSpec(Spec):
     """A downstream task; ``factory(config) -> protloom.contracts.Task``.
 
-    A name may be ``group:variant``; the group's name alone stands for all its variants. Where ``config`` has a field
-    ``data_dir``, the command line puts the folder of real data there.
+    A name may be ``group:variant``; the group's name alone stands for all its variants. Fields of ``config`` that the
+    command line knows: ``data_dir`` receives the folder of real data, ``split`` what is scored (``valid``, or ``test``
+    with ``--test``), ``pool`` what ``--pool`` says. A whole number that may be null instead is a cap on how much is
+    used: ``--full`` makes it null.
 
     Attributes:
         tags: words to choose it by, such as ``per-residue`` or ``simulated``.
         options: options of ``config`` that make this variant, as ``sizes`` do for an architecture.
+        files: endings of file names and the option of ``config`` that receives the path. A task with any is no task of
+            its own: it makes one of each such file that a user names, ``task run my.yaml``.
     """
 
     kind: ClassVar[str] = "task"
     tags: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloorSpec(Spec):
+    """A trivial subject of tasks, called ``floor:NAME``; ``factory(config) -> protloom.contracts.Subject``.
+
+    It can be judged in place of a model on every task, whether or not the task shows it by default.
+    """
+
+    kind: ClassVar[str] = "floor"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +154,7 @@ KINDS: Mapping[str, type[Spec]] = {
         OptimizerSpec,
         KernelSpec,
         TaskSpec,
+        FloorSpec,
         CallbackSpec,
         CorpusSpec,
     )

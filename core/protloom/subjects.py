@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import re
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from protloom import __version__, config, provenance
 from protloom.contracts import BuildContext
 from protloom.embedding import Embedder, LongPolicy
 from protloom.errors import UserError, did_you_mean
+from protloom.specs import ArchitectureSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from protloom.contracts import Tokenizer
+    from protloom.contracts import Subject, Tokenizer
+    from protloom.plugin_loader import Component
     from protloom.plugins import Registry
     from protloom.weights import Pretrained
+
+RANDOM_INIT = re.compile(r"(?:floor:)?random-init\((?P<architecture>[^()]+)\)")
+"""A network that is made on the spot, with fresh weights: ``random-init(esm2:8M)``."""
 
 
 def random_twin(pretrained: Pretrained, registry: Registry, *, seed: int) -> torch.nn.Module:
@@ -56,7 +64,7 @@ def open_subjects(
     """Opens a model as a subject, with its random initialisation.
 
     Args:
-        source: a run, a checkpoint, a model folder, a foreign file or a hub id.
+        source: a run, a checkpoint, a model folder, a foreign file, a hub id, or ``random-init(NAME:SIZE)``.
         registry: where components are found.
         layer: see :class:`protloom.embedding.Embedder`.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -76,34 +84,118 @@ def open_subjects(
 
     where = find_device(device)
     dtype = compute_dtype(precision, where)
-    pretrained = load_pretrained(source, registry, device=where)
-    front = None if prefix is None else prefix_ids(pretrained.tokenizer, prefix)
 
-    def embedder(model: torch.nn.Module, name: str, summary: str) -> Embedder:
-        return Embedder(
+    def embedder(
+        model: torch.nn.Module, tokenizer: Tokenizer, name: str, summary: str, component: Component, weights: str
+    ) -> Embedder:
+        made = Embedder(
             model,  # type: ignore[arg-type]
-            pretrained.tokenizer,
+            tokenizer,
             layer=layer,
             tokens_per_batch=tokens_per_batch,
             max_length=max_length,
             long_policy=long_policy,
-            prefix=front,
+            prefix=None if prefix is None else prefix_ids(tokenizer, prefix),
             dtype=dtype,
             name=name,
             summary=summary,
         )
+        if prefix is not None:
+            made.provenance["prefix"] = prefix
+        made.provenance.update(
+            weights=weights,
+            architecture=f"{component.full_name} {component.version}",
+            tokenizer=f"{tokenizer.name} {tokenizer_hash(tokenizer)}",
+            precision="fp32" if dtype is None else str(dtype).removeprefix("torch."),
+            code=_code(model),
+        )
+        return made
 
-    model = embedder(pretrained.model, source, "the model")
-    if prefix is not None:
-        model.provenance["prefix"] = prefix
-    model.provenance.update(weights=pretrained.fingerprint, architecture=pretrained.stored.architecture.full_name)
+    made_here = RANDOM_INIT.fullmatch(source)
+    if made_here is not None:
+        network, tokenizer, component = fresh_network(made_here["architecture"], registry, device=where, seed=seed)
+        model = embedder(network, tokenizer, source, "untrained network", component, _fingerprint(network))
+        model.provenance["seed"] = seed
+        return model, None, ()
+    pretrained = load_pretrained(source, registry, device=where)
+    component, tokenizer = pretrained.stored.architecture, pretrained.tokenizer
+    model = embedder(pretrained.model, tokenizer, source, "the model", component, pretrained.fingerprint)
     if pretrained.stored.initialised:
         model.provenance["initialised"] = pretrained.stored.initialised
     if twin is None:
         return model, None, pretrained.notes
-    other = embedder(random_twin(pretrained, registry, seed=seed), twin, "same network, untrained")
-    other.provenance.update(architecture=pretrained.stored.architecture.full_name, seed=seed)
+    other_network = random_twin(pretrained, registry, seed=seed)
+    weights = _fingerprint(other_network)
+    other = embedder(other_network, tokenizer, twin, "same network, untrained", component, weights)
+    other.provenance["seed"] = seed
     return model, other, pretrained.notes
+
+
+def fresh_network(
+    name: str, registry: Registry, *, device: torch.device, seed: int
+) -> tuple[torch.nn.Module, Tokenizer, Component]:
+    """Builds an untrained network with the tokenizer that its architecture states.
+
+    Args:
+        name: of the architecture, ``NAME`` or ``NAME:SIZE``.
+        registry: where components are found.
+        device: where it shall compute.
+        seed: of its weights; nobody else's generator moves.
+
+    Raises:
+        UserError: there is no such architecture, or it states no tokenizer.
+    """
+    from protloom import kernels
+    from protloom.plugins import split_size
+
+    chosen = config.choose("architecture", name, {}, registry)
+    spec, size = cast("ArchitectureSpec", chosen.component.spec), split_size(name)[1]
+    section = {**spec.defaults, **spec.size_defaults.get(size or "", {})}.get("tokenizer")
+    if section is None:
+        raise UserError(f"random-init({name}): this architecture does not say which tokenizer goes with it")
+    options: dict[str, Any] = {"name": section} if isinstance(section, str) else dict(section)
+    fitting = config.choose("tokenizer", options.pop("name"), options, registry)
+    tokenizer: Tokenizer = fitting.component.load_factory()(fitting.config)
+    ops = kernels.choose("auto", registry, device, torch.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model: torch.nn.Module = chosen.component.load_factory()(chosen.config, BuildContext(tokenizer, ops))
+    return model.to(device).eval(), tokenizer, chosen.component
+
+
+def find_floor(name: str, registry: Registry) -> Subject:
+    """Returns a floor by its name, ``floor:NAME``, whether or not a task offers it.
+
+    Raises:
+        UserError: there is no such floor.
+    """
+    bare = name.partition(":")[2]
+    if bare not in registry.names("floor") and "/" not in bare:
+        known = [f"floor:{other}" for other in (*registry.names("floor"), "random-init(ARCH)")]
+        raise UserError(f"no floor {name!r}.{did_you_mean(name, known)}")
+    chosen = config.choose("floor", bare, {}, registry)
+    floor: Subject = chosen.component.load_factory()(chosen.config)
+    return floor
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """Returns a hash of what a tokenizer makes of letters: vocabulary, table, symbols before and behind."""
+    digest = hashlib.sha256("\n".join(tokenizer.vocab).encode())
+    digest.update(tokenizer.table.tobytes())
+    digest.update(repr((tuple(tokenizer.prefix), tuple(tokenizer.suffix))).encode())
+    return digest.hexdigest()[:16]
+
+
+def _code(model: torch.nn.Module) -> str:
+    """Returns a hash of the code that computes features: the core's and that of the architecture's package."""
+    package = type(model).__module__.partition(".")[0]
+    return f"{__version__} {provenance.code_hash((package, *provenance.FEATURES))}"
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    from protloom.weights import fingerprint
+
+    return fingerprint(model.state_dict())
 
 
 def prefix_ids(tokenizer: Tokenizer, name: str) -> tuple[int, ...]:
@@ -131,3 +223,8 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return device
+
+
+def is_random_init(source: str) -> bool:
+    """Tells whether a model's name means a network that is made on the spot."""
+    return RANDOM_INIT.fullmatch(source) is not None

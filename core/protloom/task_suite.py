@@ -1,91 +1,89 @@
-"""Runs tasks by name for a model, its own random initialisation and the task's floors, and compares them."""
+"""From what a user calls tasks to tasks with their options: names, groups, patterns, suites, files.
+
+A suite is a YAML file in the folder ``suites`` beside an installed plugin, so that a plugin adds suites as it adds
+recipes::
+
+    title: what a small encoder must know
+    tasks: [solubility, "ss3:*", "suite:quick"]     # what 'task run' takes
+    options: {train_rows: 5000, rows: 2000}         # each goes to the tasks that have it
+"""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
 
 from protloom import config
+from protloom.config_errors import explain
+from protloom.config_source import named, parse, shipped
 from protloom.errors import UserError, did_you_mean
-from protloom.scoring import Difference, paired_difference
+from protloom.plugins import OWN
+from protloom.settings import Section
 from protloom.specs import TaskSpec
 
 if TYPE_CHECKING:
-    from protloom.contracts import Subject, Task, TaskResult
+    from protloom.contracts import Task
     from protloom.plugins import Registry
 
-FLOOR = "floor:"
-"""What the name of a floor begins with."""
-TWIN = "random init"
-"""What tables call the same network with fresh weights."""
+SUITE = "suite:"
+"""What the name of a suite begins with."""
+FOLDER = "suites"
+"""Where suites lie, beside a plugin."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What one subject reached in one task.
+class Choice:
+    """A task that was asked for.
 
     Attributes:
-        name: the subject.
-        role: ``model``, ``random init`` or ``floor``.
-        summary: what it is, in a few words.
-        result: what the task found.
-        difference: the model minus this one; None for the model itself.
-        seconds: how long it took.
+        name: what results call it: as the registry knows it, or the path of its file.
+        component: what builds it, as the registry knows it.
+        options: on top of those that make the variant.
+        file: what it is made of, None for a registered task.
+        suite: the suite that brought it, None for one that was named alone.
     """
 
     name: str
-    role: str
-    summary: str
-    result: TaskResult
-    difference: Difference | None
-    seconds: float
+    component: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
+    suite: str | None = None
 
 
 @dataclass(frozen=True)
-class Report:
-    """One task: entries, the model's first, or why there are none.
+class Selection:
+    """What a user's names mean.
 
     Attributes:
-        task: its name.
-        card: as the task describes itself; empty if it could not even be built.
-        entries: the model, its random initialisation, floors.
-        error: why the task did not run, or None.
+        choices: the tasks, each once.
+        unable: names within suites that mean no task here, with the reason.
     """
 
-    task: str
-    card: Mapping[str, Any]
-    entries: Sequence[Entry] = ()
-    error: str | None = None
+    choices: Sequence[Choice]
+    unable: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to run.
-
-    Attributes:
-        model: the subject to judge; None where a floor is judged.
-        twin: the same network with fresh weights, or None.
-        floor: name of the floor to judge instead of a model.
-        floors: run each task's floors too.
-        seed: of everything random.
-        limit: use at most this many items of each split.
-        tell: receives a line when something begins.
-    """
-
-    model: Subject | None
-    twin: Subject | None = None
-    floor: str | None = None
-    floors: bool = True
-    seed: int = 0
-    limit: int | None = None
-    tell: Callable[[str], None] = field(default=lambda line: None)
+# ----------------------------------------------------------------------------------------------------------- names
 
 
-def expand(names: Sequence[str], known: Sequence[str]) -> list[str]:
+def names(registry: Registry) -> tuple[str, ...]:
+    """Returns every task that runs by its name alone."""
+    return tuple(name for name in registry.names("task") if not _spec(name, registry).files)
+
+
+def _spec(name: str, registry: Registry) -> TaskSpec:
+    spec = registry.resolve("task", name).spec
+    assert isinstance(spec, TaskSpec)  # the loader checked it
+    return spec
+
+
+def expand(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     """Returns the tasks that names mean, each once: a name, a group (``ss3`` for every ``ss3:...``) or a pattern.
 
     Raises:
@@ -93,7 +91,7 @@ def expand(names: Sequence[str], known: Sequence[str]) -> list[str]:
     """
     found: dict[str, None] = {}
     groups = {name.split(":")[0] for name in known if ":" in name}
-    for name in names:
+    for name in wanted:
         if name in known:
             means = [name]
         elif name in groups:
@@ -104,6 +102,204 @@ def expand(names: Sequence[str], known: Sequence[str]) -> list[str]:
             raise UserError(f"no task {name!r}.{did_you_mean(name, {*known, *groups})} See 'protloom task list'.")
         found.update(dict.fromkeys(means))
     return list(found)
+
+
+def select(
+    wanted: Sequence[str],
+    registry: Registry,
+    *,
+    settings: Sequence[str] = (),
+    split: str | None = None,
+    full: bool = False,
+) -> Selection:
+    """Returns the tasks that names mean, with their options.
+
+    Args:
+        wanted: names, groups, patterns, ``suite:NAME``, files that an installed task is made of.
+        registry: where tasks and suites are found.
+        settings: options on top, each ``key=value``; each goes to the tasks that have it.
+        split: what tasks that have several splits score; None: each task's default.
+        full: lift the caps (see :class:`protloom.specs.TaskSpec`), those of suites too.
+
+    Raises:
+        UserError: a name means nothing, an option belongs to no task, or two suites disagree about a task.
+    """
+    known = names(registry)
+    found: dict[str, Choice] = {}
+    unable: dict[str, str] = {}
+    for name in wanted:
+        if name.startswith(SUITE):
+            choices, missing = _of_suite(name, registry, known)
+            unable.update(missing)
+        elif (choice := _of_file(name, registry)) is not None:
+            choices = [choice]
+        else:
+            choices = [Choice(task, task) for task in expand([name], known)]
+        for choice in choices:
+            _add(found, choice)
+    options = options_of(settings, {choice.name: choice.component for choice in found.values()}, registry)
+    chosen = []
+    for choice in found.values():
+        model = registry.resolve("task", choice.component).load_config()
+        fields = set() if model is None else set(model.model_fields)
+        lifted = dict.fromkeys(caps(model)) if full and model is not None else {}
+        if split is not None and "split" in options[choice.name]:
+            raise UserError("--set split: validation is scored by default, the test split with --test")
+        scored = {"split": split} if split is not None and "split" in fields else {}
+        chosen.append(replace(choice, options={**choice.options, **lifted, **scored, **options[choice.name]}))
+    return Selection(chosen, unable)
+
+
+def _add(found: dict[str, Choice], choice: Choice) -> None:
+    """Adds a task once; a task named alone takes the options of a suite that has it too."""
+    before = found.get(choice.name)
+    if before is None or before.suite is None:
+        found[choice.name] = choice if before is None or choice.suite is not None else before
+        return
+    if choice.suite is None or choice.options == before.options:
+        return
+    key = next(
+        k for k in [*before.options, *choice.options] if before.options.get(k, ...) != choice.options.get(k, ...)
+    )
+    raise UserError(
+        f"{choice.name}: {before.suite} and {choice.suite} give it different options ({key}): run one suite at a time,"
+        f" or say --full"
+    )
+
+
+def _of_file(name: str, registry: Registry) -> Choice | None:
+    """Returns the task that is made of a file, None where the name is no file's."""
+    offers = [
+        (component, option)
+        for component in registry.components("task")
+        if isinstance(component.spec, TaskSpec)
+        for ending, option in component.spec.files.items()
+        if name.endswith(ending)
+    ]
+    offers = [offer for offer in offers if offer[0].builtin] or offers
+    if len(offers) > 1:
+        raise UserError(f"{name}: {' and '.join(c.full_name for c, _ in offers)} both make tasks of such files")
+    if not offers:
+        if name.endswith((".yaml", ".yml")):
+            raise UserError(f"{name}: no installed plugin makes tasks of such files; see 'protloom plugins'")
+        return None
+    (component, option), path = offers[0], Path(name).expanduser()
+    if not path.is_file():
+        raise UserError(f"{name}: there is no such file")
+    return Choice(name, component.full_name, {option: str(path)}, file=path)
+
+
+# ---------------------------------------------------------------------------------------------------------- suites
+
+
+def suites(registry: Registry) -> dict[str, str]:
+    """Returns the title of every suite by name, without ``suite:``; a broken one says what is wrong with it."""
+    found: dict[str, str] = {}
+    for full in shipped(registry, FOLDER):
+        name = full.removeprefix(f"{OWN}/")
+        try:
+            found[name] = str(_read(name, registry).title)
+        except UserError as error:
+            found[name] = f"broken: {error}"
+    return found
+
+
+class Suite(Section):
+    """The file of a suite."""
+
+    title: str = Field(description="What it is, in a few words")
+    tasks: list[str] = Field(min_length=1, description="Tasks, groups, patterns, suites")
+    options: dict[str, Any] = Field(default={}, description="Options; each goes to the tasks that have it")
+
+
+def _read(name: str, registry: Registry) -> Suite:
+    where = f"{SUITE}{name}"
+    raw = parse(named("suite", name, shipped(registry, FOLDER)).read_text(encoding="utf-8"), where)
+    try:
+        return Suite.model_validate(raw)
+    except ValidationError as error:
+        raise explain(error, raw, Suite, lambda _: where) from None
+
+
+def _of_suite(
+    title: str, registry: Registry, known: Sequence[str], within: tuple[str, ...] = ()
+) -> tuple[list[Choice], dict[str, str]]:
+    """Returns the tasks of a suite and what it names in vain; an outer suite's options go on top of an inner one's."""
+    if title in within:
+        raise UserError(f"{title}: contains itself ({' > '.join((*within, title))}); tell the author of that plugin")
+    suite = _read(title.removeprefix(SUITE), registry)
+    found: dict[str, Choice] = {}
+    unable: dict[str, str] = {}
+    for name in suite.tasks:
+        if name.startswith(SUITE):
+            choices, missing = _of_suite(name, registry, known, (*within, title))
+            unable.update(missing)
+        else:
+            try:
+                choices = [Choice(task, task, suite=title) for task in expand([name], known)]
+            except UserError as error:
+                unable[name] = f"{title}: {error}"
+                continue
+        for choice in choices:
+            found.setdefault(choice.name, replace(choice, suite=title))
+    fields = {choice.name: option_names(choice.component, registry) for choice in found.values()}
+    if found:
+        for key in suite.options:
+            _check_taken(key, fields, f"{title}: option {key}")
+    return [
+        replace(c, options={**c.options, **{k: v for k, v in suite.options.items() if k in fields[c.name]}})
+        for c in found.values()
+    ], unable
+
+
+# --------------------------------------------------------------------------------------------------------- options
+
+
+def option_names(name: str, registry: Registry) -> set[str]:
+    """Returns the names of a task's options."""
+    model = registry.resolve("task", name).load_config()
+    return set() if model is None else set(model.model_fields)
+
+
+def caps(model: type[BaseModel]) -> Iterator[str]:
+    """Yields the options that bound how much data a task uses: whole numbers that may be null, and are not."""
+    for name, option in model.model_fields.items():
+        if isinstance(option.default, int) and set(get_args(option.annotation)) == {int, type(None)}:
+            yield name
+
+
+def options_of(settings: Sequence[str], components: Mapping[str, str], registry: Registry) -> dict[str, dict[str, Any]]:
+    """Returns the options for each task; each goes to the tasks that have it.
+
+    Args:
+        settings: options, each ``key=value``.
+        components: the tasks, and what builds each.
+        registry: where they are found.
+
+    Raises:
+        UserError: if no task has an option of that name.
+    """
+    fields = {name: option_names(component, registry) for name, component in components.items()}
+    options: dict[str, dict[str, Any]] = {name: {} for name in components}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write key=value")
+        _check_taken(key, fields, f"--set {setting}")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        for name in components:
+            if key in fields[name]:
+                options[name][key] = value
+    return options
+
+
+def _check_taken(key: str, fields: Mapping[str, Collection[str]], where: str) -> None:
+    known = set().union(*fields.values())
+    if key not in known:
+        raise UserError(f"{where}: no such option.{did_you_mean(key, known)}")
 
 
 def build(
@@ -120,6 +316,14 @@ def build(
     Raises:
         UserError: if the task is unknown, broken, or does not take the options.
     """
+    task, _ = build_with_options(name, registry, data_dir=data_dir, options=options)
+    return task
+
+
+def build_with_options(
+    name: str, registry: Registry, *, data_dir: str | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[Task, dict[str, Any]]:
+    """Builds a task as :func:`build` does, and returns with it all its options but the data folder, as plain data."""
     component = registry.resolve("task", name)
     fields = option_names(name, registry)
     given = dict(component.spec.options) if isinstance(component.spec, TaskSpec) else {}
@@ -127,127 +331,5 @@ def build(
         given["data_dir"] = data_dir
     chosen = config.choose("task", name, {**given, **(options or {})}, registry)
     task: Task = component.load_factory()(chosen.config)
-    return task
-
-
-def option_names(name: str, registry: Registry) -> set[str]:
-    """Returns the names of a task's options."""
-    model = registry.resolve("task", name).load_config()
-    return set() if model is None else set(model.model_fields)
-
-
-def options_of(settings: Sequence[str], names: Sequence[str], registry: Registry) -> dict[str, dict[str, Any]]:
-    """Returns the options for each task; each goes to the tasks that have it.
-
-    Args:
-        settings: options, each ``key=value``.
-        names: tasks.
-        registry: where they are found.
-
-    Raises:
-        UserError: if no task has an option of that name.
-    """
-    import yaml
-
-    fields = {name: option_names(name, registry) for name in names}
-    options: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write key=value")
-        takers = [name for name in names if key in fields[name]]
-        if not takers:
-            raise UserError(f"--set {setting}: no such option.{did_you_mean(key, set().union(*fields.values()))}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            value = text
-        for name in takers:
-            options[name][key] = value
-    return options
-
-
-def run(name: str, task: Task, request: Request) -> Report:
-    """Runs one task for every subject; a mistake of the user's (missing data) ends in ``Report.error``."""
-    card: Mapping[str, Any] = {}
-    entries: list[Entry] = []
-    try:
-        card = task.card()
-        for role, subject in _subjects(name, task, request):
-            request.tell(f"{name}: {subject.name} ...")
-            start = time.perf_counter()
-            result = task.run(subject, seed=request.seed, limit=request.limit)
-            seconds = time.perf_counter() - start
-            difference = paired_difference(entries[0].result, result) if entries else None
-            entries.append(Entry(subject.name, role, subject.summary, result, difference, seconds))
-    except UserError as error:
-        return Report(name, card, entries, str(error))
-    return Report(name, card, entries)
-
-
-def _subjects(name: str, task: Task, request: Request) -> Iterator[tuple[str, Subject]]:
-    """Yields (role, subject), the one to judge first."""
-    offered = task.floors()
-    if request.floor is not None:
-        if request.floor not in offered:
-            raise UserError(f"{name}: no floor {request.floor!r}.{did_you_mean(request.floor, offered)}")
-        yield "floor", offered[request.floor]
-        return
-    if request.model is not None:
-        yield "model", request.model
-    if request.twin is not None:
-        yield TWIN, request.twin
-    if request.floors:
-        for floor in offered.values():
-            yield "floor", floor
-
-
-def as_record(report: Report, *, items: bool) -> dict[str, Any]:
-    """Returns a report as plain data for JSON.
-
-    Args:
-        report: what to tell.
-        items: include the metric of every resampled item.
-    """
-    record: dict[str, Any] = {
-        "task": report.task,
-        "simulated": bool(report.card.get("simulated")),
-        "error": report.error,
-    }
-    record["definition"] = report.card.get("definition")
-    record["results"] = [_entry_record(entry, items=items) for entry in report.entries]
-    return record
-
-
-def _entry_record(entry: Entry, *, items: bool) -> dict[str, Any]:
-    result, difference = entry.result, entry.difference
-    record: dict[str, Any] = {
-        "subject": entry.name,
-        "role": entry.role,
-        "summary": entry.summary,
-        "metric": result.metric,
-        "value": _number(result.value),
-        "interval95": [_number(end) for end in result.interval],
-        "n": result.n,
-        "unit": result.unit,
-        "model_minus_this": None,
-        "metrics": {name: _number(value) for name, value in result.metrics.items()},
-        "items": result.items,
-        "details": result.details,
-        "seconds": round(entry.seconds, 3),
-    }
-    if difference is not None:
-        interval = [_number(end) for end in difference.interval]
-        record["model_minus_this"] = {
-            "value": _number(difference.value),
-            "interval95": interval,
-            "model_is": difference.verdict,
-        }
-    if items:
-        record["per_item"] = [_number(float(value)) for value in result.per_item]
-    return record
-
-
-def _number(value: float) -> float | None:
-    """Returns a number that JSON can hold: NaN, which it cannot, becomes null."""
-    return None if math.isnan(value) else value
+    stated = {} if chosen.config is None else chosen.config.model_dump(mode="json", exclude={"data_dir"})
+    return task, stated

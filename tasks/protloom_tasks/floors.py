@@ -46,6 +46,11 @@ class Floor:
         self.counts: Counter[str] = Counter()
         self.memo: dict[tuple[Any, ...], Any] = {}
 
+    @classmethod
+    def made(cls, config: None) -> Floor:
+        """Returns it with its default options; what the plugin system calls."""
+        return cls()
+
     def residues(self, sequences: Sequence[str]) -> Iterator[F32]:
         """Yields ``[L, D]`` features of each sequence's residues."""
         raise UserError(f"{self.name} has no features of residues: use floor:onehot")

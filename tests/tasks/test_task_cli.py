@@ -123,6 +123,7 @@ def test_run_json_and_file_agree(capsys: pytest.CaptureFixture[str], model: Path
     for entry, stored in zip(entries, written["tasks"][0]["results"], strict=True):
         per_item = np.array(stored.pop("per_item"), dtype=float)
         assert len(per_item) == entry["n"]
+        assert stored.pop("predictions") == {}
         assert stored == entry
         assert entry["details"]["limit"] == 12
     gap = entries[2]["model_minus_this"]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import math
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from protloom.errors import UserError, did_you_mean
@@ -65,6 +62,8 @@ def example(parser: argparse.ArgumentParser, *lines: str) -> None:
 
 def print_json(value: Any) -> None:
     """Prints a value as indented JSON in ASCII; a number that is not finite becomes null, as JSON has none."""
+    from protloom.plain_data import plain
+
     print(json.dumps(plain(value), indent=2, allow_nan=False))
 
 
@@ -93,30 +92,3 @@ def warn_of_cleaning(tally: Tally) -> None:
     """Tells on stderr what the cleaning policies changed or dropped."""
     for rule, n, first in tally.table():
         warn(f"{n:,} record{'s' * (n != 1)} of {tally.read:,}: {rule} (first: {first})")
-
-
-def plain(value: Any) -> Any:
-    """Returns data classes, models, mappings, sets, paths, arrays and numbers of numpy as what JSON has."""
-    value = _unwrapped(value)
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if value is None or isinstance(value, str | int | float):
-        return value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
-
-
-def _unwrapped(value: Any) -> Any:
-    """Returns the plain value inside an object, one level deep."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):
-        return value.model_dump(mode="json")
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, set | frozenset):
-        return sorted(value)
-    return str(value) if isinstance(value, PurePath) else value

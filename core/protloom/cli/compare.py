@@ -68,16 +68,23 @@ def _claim(folder: Path, planned: Plan) -> None:
     stated = planned.config.model_dump(mode="json")
     path = folder / "comparison.yaml"
     if path.is_file():
-        before = config_source.parse(path.read_text(encoding="utf-8"), str(path))
+        # a folder that says nothing of splits was made when tasks scored their test split
+        before = {"split": "test", **config_source.parse(path.read_text(encoding="utf-8"), str(path))}
         changed = sorted(key for key in stated if before.get(key) != stated[key] and key not in ADAPTABLE)
         if changed:
             raise UserError(
-                f"{folder} holds a comparison with another {changed[0]}: choose another --out, or take the change back"
+                f"{folder} holds a comparison with another {changed[0]} ({_short(before.get(changed[0]))}, now"
+                f" {_short(stated[changed[0]])}): choose another --out, or take the change back"
             )
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--out {folder}: is not empty and holds no comparison; choose another")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, config_source.dump(stated))
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "rounds", "data_dir")

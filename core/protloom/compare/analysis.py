@@ -55,6 +55,7 @@ def analyse(plan: Plan, folder: Path) -> dict[str, Any]:
         "seeds": list(plan.config.seeds),
         "margins": list(plan.config.margins),
         "init": plan.init,
+        "split": plan.config.split,
         "allowed_differences": list(plan.config.allow),
         "tasks": {task: _task_facts(results, task) for task in tasks},
         "training": _training(plan, folder),
@@ -123,7 +124,7 @@ def _arm(
     if arm == plan.baseline:
         return entry
     deltas = [d["delta"] for d in entry["differences"].values()]
-    entry["counts"] = [_counts(deltas, margin) for margin in plan.config.margins]
+    entry["counts"] = [significance.count(deltas, margin) for margin in plan.config.margins]
     verdicts = [d["verdict"] for d in entry["differences"].values()]
     entry["decided"] = {word: verdicts.count(word) for word in ("better", "worse", "undecided")}
     entry["mean_delta"] = float(np.mean(deltas)) if deltas else None
@@ -154,19 +155,6 @@ def _difference(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
         "verdict": verdict,
         "seeds": seeds,
         "seed_std": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
-    }
-
-
-def _counts(deltas: Sequence[float], margin: float) -> dict[str, Any]:
-    """Counts wins, losses and ties, and asks how likely so many wins are by chance."""
-    edge = margin + 1e-12  # a difference on the margin is a tie, whatever the last bit says
-    wins, losses = sum(d > edge for d in deltas), sum(d < -edge for d in deltas)
-    return {
-        "margin": margin,
-        "wins": wins,
-        "losses": losses,
-        "ties": len(deltas) - wins - losses,
-        "sign_test_p": significance.sign_test(wins, losses) if wins + losses else None,
     }
 
 

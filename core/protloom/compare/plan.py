@@ -34,8 +34,11 @@ class ComparisonConfig(Section):
     checkpoints: list[float] = Field(default=[], description="Evaluate at these amounts of the budget too")
     rounds: int = Field(default=1, ge=1, description="Recipes take turns so many times on the way to the budget")
     seeds: list[int] = Field(default=[0], min_length=1, description="Seeds that every recipe is trained with")
-    tasks: list[str] = Field(min_length=1, description="Tasks, groups or patterns, as 'task run' takes them")
+    tasks: list[str] = Field(
+        min_length=1, description="Tasks, groups, patterns or suite:NAME, as 'task run' takes them"
+    )
     task_options: list[str] = Field(default=[], description="Options of tasks, each key=value")
+    split: Literal["valid", "test"] = Field(default="valid", description="What tasks score; choices use valid")
     data_dir: str | None = Field(default=None, description="Folder of real data")
     limit: int | None = Field(default=None, ge=1, description="At most this many items of each split")
     margins: list[float] = Field(default=[0.005, 0.0, 0.01], description="Differences within a margin are ties")

@@ -148,12 +148,15 @@ class Runner:
 
         if not self._tasks:
             config = self._plan.config
-            names = task_suite.expand(config.tasks, self._registry.names("task"))
-            options = task_suite.options_of(config.task_options, names, self._registry)
-            for name in names:
-                task = task_suite.build(name, self._registry, data_dir=config.data_dir, options=options[name])
+            chosen = task_suite.select(config.tasks, self._registry, settings=config.task_options, split=config.split)
+            for reason in chosen.unable.values():
+                raise UserError(reason)
+            for choice in chosen.choices:
+                task = task_suite.build(
+                    choice.component, self._registry, data_dir=config.data_dir, options=choice.options
+                )
                 task.check()
-                self._tasks[name] = task
+                self._tasks[choice.name] = task
         return self._tasks
 
     def _evaluate_references(self) -> list[str]:

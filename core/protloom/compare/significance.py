@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 
 def sign_test(wins: int, losses: int) -> float:
@@ -13,6 +14,19 @@ def sign_test(wins: int, losses: int) -> float:
     """
     n = wins + losses
     return float(sum(math.comb(n, k) for k in range(wins, n + 1)) / 2**n)
+
+
+def count(deltas: Sequence[float], margin: float) -> dict[str, Any]:
+    """Counts wins, losses and ties, and asks how likely so many wins are by chance."""
+    edge = margin + 1e-12  # a difference on the margin is a tie, whatever the last bit says
+    wins, losses = sum(d > edge for d in deltas), sum(d < -edge for d in deltas)
+    return {
+        "margin": margin,
+        "wins": wins,
+        "losses": losses,
+        "ties": len(deltas) - wins - losses,
+        "sign_test_p": sign_test(wins, losses) if wins + losses else None,
+    }
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 from protloom.metrics import clock
 
 Analysis = Mapping[str, Any]
+SPLITS = {"valid": "validation", "test": "test"}
 HEADER = ("point", "unit", "arm", "task", "metric", "value", "delta", "low95", "high95", "verdict", "seed_std")
 
 
@@ -70,6 +71,7 @@ def _verdict(analysis: Analysis) -> Iterator[str]:
     if any(facts.get("simulated") for facts in analysis["tasks"].values()):
         names = [name for name, facts in analysis["tasks"].items() if facts.get("simulated")]
         yield f"- SIMULATED proteins: {', '.join(names)}"
+    yield f"- scored: the {SPLITS[analysis['split']]} split, of tasks that have several"
     seeds = analysis["seeds"]
     yield f"- seeds: {', '.join(map(str, seeds))}"
     for sentence in cautions(analysis):

@@ -1,0 +1,351 @@
+"""Runs tasks for a model, its own random initialisation and floors; what was done before is taken from a folder."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protloom import __version__, provenance, run_corpus, task_suite
+from protloom.errors import UserError, did_you_mean
+from protloom.plugin_loader import one_line
+from protloom.scoring import Difference, paired_difference
+
+if TYPE_CHECKING:
+    from protloom.contracts import Subject, Task, TaskResult
+    from protloom.plugins import Registry
+    from protloom.run_corpus import RunCorpus
+    from protloom.task_results import ResultFolder
+    from protloom.task_suite import Choice
+
+FLOOR = "floor:"
+"""What the name of a floor begins with."""
+TWIN = "random init"
+"""What tables call the same network with fresh weights."""
+DATA = "PROTLOOM_DATA"
+"""Environment variable: the folder of real data, where none is given."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """A task that can run, and what its result depends on besides the subject.
+
+    Attributes:
+        name: what results call it.
+        task: the task.
+        card: as it describes itself.
+        component: ``distribution/name`` and version of what built it.
+        options: all of them but the data folder.
+        split: what it scores, None for a task without splits.
+        files: every data file's path, by the name that the card gives it; None where it was not found.
+        definition: the file that it is made of, or None.
+        package: the package that its code is in.
+    """
+
+    name: str
+    task: Task
+    card: Mapping[str, Any]
+    component: str
+    options: Mapping[str, Any]
+    split: str | None
+    files: Mapping[str, Path | None]
+    definition: Path | None
+    package: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one subject reached in one task.
+
+    Attributes:
+        name: the subject.
+        label: the subject in a folder of results: a random initialisation says of which model.
+        role: ``model``, ``random init`` or ``floor``.
+        summary: what it is, in a few words.
+        result: what the task found.
+        difference: the model minus this one, above 0 where the model is better; None for the model itself.
+        seconds: how long it took.
+        counts: of the subject during this task: sequences that were cropped, taken from the cache …
+        identity: of the subject: weights, tokenizer, layer …
+        reused: taken from the folder of results.
+    """
+
+    name: str
+    label: str
+    role: str
+    summary: str
+    result: TaskResult
+    difference: Difference | None
+    seconds: float
+    counts: Mapping[str, int] = field(default_factory=dict)
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """One task: entries, the model's first, or why there are none.
+
+    Attributes:
+        task: its name.
+        card: as the task describes itself; empty if it could not even be built.
+        entries: the model, its random initialisation, floors.
+        error: why the task did not run, or None.
+        split: what was scored, None for a task without splits.
+    """
+
+    task: str
+    card: Mapping[str, Any]
+    entries: Sequence[Entry] = ()
+    error: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to run.
+
+    Attributes:
+        model: the subject to judge; None where a floor is judged.
+        twin: the same network with fresh weights, or None.
+        floor: name of the floor to judge instead of a model.
+        others: finds a floor that a task does not offer itself; raises UserError.
+        floors: run each task's floors too.
+        seed: of everything random.
+        limit: use at most this many items of each split.
+        variant: added to the labels of model and twin: options that are none of the task's, such as a layer.
+        corpus: what the model was trained on, None where nobody wants to know.
+        folder: where results are kept, or None.
+        force: take nothing from the folder.
+        debug: print the traceback of a failure.
+        tell: receives a line when something begins.
+    """
+
+    model: Subject | None
+    twin: Subject | None = None
+    floor: str | None = None
+    others: Callable[[str], Subject] | None = None
+    floors: bool = True
+    seed: int = 0
+    limit: int | None = None
+    variant: str = ""
+    corpus: RunCorpus | None = None
+    folder: ResultFolder | None = None
+    force: bool = False
+    debug: bool = False
+    tell: Callable[[str], None] = field(default=lambda line: None)
+
+
+def build(choice: Choice, registry: Registry, data_dir: str | None) -> Built:
+    """Builds a task and makes sure that it can run.
+
+    Raises:
+        UserError: it does not take its options, or its data are missing.
+    """
+    task, options = task_suite.build_with_options(choice.component, registry, data_dir=data_dir, options=choice.options)
+    task.check()
+    card = task.card()
+    component = registry.resolve("task", choice.component)
+    folders = [Path(folder) for folder in (data_dir, os.environ.get(DATA)) if folder]
+    if choice.file is not None:
+        folders.insert(0, choice.file.parent)
+    found = {
+        str(name): next((folder / name for folder in folders if (folder / name).is_file()), None)
+        for name in dict(card.get("data") or {})
+    }
+    split = options.get("split")
+    return Built(
+        name=choice.name,
+        task=task,
+        card=card,
+        component=f"{component.full_name} {component.version}",
+        options=options,
+        split=split if isinstance(split, str) else None,
+        files=found,
+        definition=choice.file,
+        package=type(task).__module__.partition(".")[0],
+    )
+
+
+def key_of(built: Built, identity: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """Returns everything that a result depends on, as plain data: it is reused only where all of it is the same."""
+    hashes = {name: None if path is None else provenance.file_hash(path) for name, path in built.files.items()}
+    if built.definition is not None:
+        hashes[built.definition.name] = provenance.file_hash(built.definition)
+    return {
+        "task": built.component,
+        "options": dict(built.options),
+        "subject": dict(identity),
+        "data": hashes,
+        "seed": request.seed,
+        "limit": request.limit,
+        "code": {
+            "protloom": __version__,
+            "task": provenance.code_hash((built.package, "protloom.scoring")),
+            **provenance.versions(),
+        },
+    }
+
+
+def run(built: Built, request: Request) -> Report:
+    """Runs one task for every subject; whatever goes wrong ends in ``Report.error``, and what was done is kept."""
+    entries: list[Entry] = []
+    try:
+        for role, subject in _subjects(built, request):
+            entry = _entry(built, role, subject, request)
+            if entries:
+                entry = _against(entries[0], entry, lower=built.card.get("better") == "lower")
+            entries.append(entry)
+    except UserError as error:
+        return Report(built.name, built.card, entries, str(error), built.split)
+    except Exception as error:  # a bug in one task must not cost the others
+        if request.debug:
+            traceback.print_exc()
+        told = f"{one_line(error)} (a bug in {built.component}; --debug shows where)"
+        return Report(built.name, built.card, entries, told, built.split)
+    return Report(built.name, built.card, entries, split=built.split)
+
+
+def _entry(built: Built, role: str, subject: Subject, request: Request) -> Entry:
+    """Returns what a subject reaches, from the folder if it is there."""
+    label = _label(role, subject, request)
+    identity = identity_of(subject)
+    key = key_of(built, identity, request)
+    if request.folder is not None and not request.force:
+        kept = request.folder.load(label, built, key)
+        if kept is not None:
+            request.tell(f"{built.name}: {label}: done before")
+            return kept
+    request.tell(f"{built.name}: {subject.name} ...")
+    before = Counter(getattr(subject, "counts", {}))
+    start = time.perf_counter()
+    result = built.task.run(subject, seed=request.seed, limit=request.limit)
+    if role == "model" and request.corpus is not None:
+        result = run_corpus.mark(result, built.task, request.corpus)
+    entry = Entry(
+        name=subject.name,
+        label=label,
+        role=role,
+        summary=subject.summary,
+        result=result,
+        difference=None,
+        seconds=time.perf_counter() - start,
+        counts=dict(Counter(getattr(subject, "counts", {})) - before),
+        identity=identity,
+    )
+    if request.folder is not None:
+        request.folder.save(entry, built, key)
+    return entry
+
+
+def _against(model: Entry, entry: Entry, *, lower: bool) -> Entry:
+    """Returns the entry with the difference of the model and it, turned round where lower is better."""
+    gap = paired_difference(model.result, entry.result)
+    if lower:
+        low, high = gap.interval
+        gap = Difference(-gap.value, (-high, -low))
+    return replace(entry, difference=gap)
+
+
+def identity_of(subject: Subject) -> dict[str, Any]:
+    """Returns what identifies a subject: what its maker stated, or its name and summary."""
+    stated = dict(getattr(subject, "provenance", {}))
+    return stated or {"name": subject.name, "summary": subject.summary}
+
+
+def _label(role: str, subject: Subject, request: Request) -> str:
+    if role == "floor":
+        return subject.name
+    variant = f" ({request.variant})" if request.variant else ""
+    if role == TWIN and request.model is not None:
+        return f"{TWIN} of {request.model.name}{variant}"
+    return f"{subject.name}{variant}"
+
+
+def _subjects(built: Built, request: Request) -> Iterator[tuple[str, Subject]]:
+    """Yields (role, subject), the one to judge first."""
+    offered = built.task.floors()
+    if request.floor is not None:
+        if request.floor in offered:
+            yield "floor", offered[request.floor]
+        elif request.others is None:
+            raise UserError(f"no floor {request.floor!r}.{did_you_mean(request.floor, offered)}")
+        else:
+            yield "floor", request.others(request.floor)
+        return
+    if request.model is not None:
+        yield "model", request.model
+    if request.twin is not None:
+        yield TWIN, request.twin
+    if request.floors:
+        for floor in offered.values():
+            yield "floor", floor
+
+
+# ------------------------------------------------------------------------------------------------------ plain data
+
+
+def as_record(report: Report, *, items: bool) -> dict[str, Any]:
+    """Returns a report as plain data for JSON.
+
+    Args:
+        report: what to tell.
+        items: include the metric of every resampled item, and the predictions.
+    """
+    record: dict[str, Any] = {
+        "task": report.task,
+        "simulated": bool(report.card.get("simulated")),
+        "split": report.split,
+        "error": report.error,
+    }
+    record["definition"] = report.card.get("definition")
+    record["results"] = [_entry_record(entry, items=items) for entry in report.entries]
+    return record
+
+
+def _entry_record(entry: Entry, *, items: bool) -> dict[str, Any]:
+    result, difference = entry.result, entry.difference
+    record: dict[str, Any] = {
+        "subject": entry.name,
+        "role": entry.role,
+        "summary": entry.summary,
+        "metric": result.metric,
+        "value": number(result.value),
+        "interval95": [number(end) for end in result.interval],
+        "n": result.n,
+        "unit": result.unit,
+        "model_minus_this": None,
+        "metrics": {name: number(value) for name, value in result.metrics.items()},
+        "intervals95": intervals(result),
+        "items": result.items,
+        "details": result.details,
+        "counts": dict(entry.counts),
+        "seconds": round(entry.seconds, 3),
+    }
+    if difference is not None:
+        record["model_minus_this"] = {
+            "value": number(difference.value),
+            "interval95": [number(end) for end in difference.interval],
+            "model_is": difference.verdict,
+        }
+    if items:
+        record["per_item"] = [number(float(value)) for value in result.per_item]
+        record["predictions"] = {name: list(column) for name, column in result.predictions.items()}
+    return record
+
+
+def intervals(result: TaskResult) -> dict[str, list[float | None]]:
+    """Returns the intervals of all metrics that have one."""
+    known = {**result.intervals, result.metric: result.interval}
+    return {name: [number(end) for end in ends] for name, ends in known.items()}
+
+
+def number(value: float) -> float | None:
+    """Returns a number that JSON can hold: what is not finite, which it cannot, becomes null."""
+    return value if math.isfinite(value) else None
