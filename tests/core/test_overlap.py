@@ -11,7 +11,7 @@ import pytest
 from protloom import task_suite
 from protloom.contracts import HasSequences
 from protloom.data import overlap
-from protloom.data.overlap import Audit, Count, Index
+from protloom.data.overlap import Audit, Count, Index, occurring, overlaps
 from protloom.data.records import Source
 from protloom.errors import UserError
 from protloom.plugins import Registry
@@ -88,7 +88,7 @@ def test_blocks_and_pieces_change_nothing(
 
     def found() -> tuple[list[overlap.Overlap], dict[str, Count]]:
         audit = Audit({"a": tested[:30], "b": tested[20:]}, share=0.1)
-        return list(audit.add(named)), audit.counts()
+        return list(overlaps(named, audit)), audit.counts()
 
     once = found()
     monkeypatch.setattr(overlap, "BLOCK", 500)
@@ -102,7 +102,7 @@ def test_counts_of_an_audit_are_those_of_brute_force(planted: tuple[list[str], l
     audit = Audit(sets, share=0.3)
     half = len(corpus) // 2
     named = [(f"c{i}", sequence) for i, sequence in enumerate(corpus)]
-    found = [*audit.add(named[:half]), *audit.add(named[half:])]
+    found = [*overlaps(named[:half], audit), *overlaps(named[half:], audit)]
     assert audit.read == len(corpus)
     for name, members in sets.items():
         best = [max(share_of(a, b, 6) for a in corpus) for b in members]
@@ -143,7 +143,17 @@ def test_lower_case_and_nothing_at_all() -> None:
     assert index.look_up([]).corpus.shape == (0,)
     empty = Index([])
     assert empty.look_up(["MKTAYIAKQR"]).corpus.shape == (0,)
-    assert list(Audit({}).add([("a", "MKTAYIAKQR")])) == []
+    assert list(overlaps([("a", "MKTAYIAKQR")], Audit({}))) == []
+    nothing, none = occurring([], ["MKT"])
+    assert nothing.shape == none.shape == (0,)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_occurring_is_that_of_brute_force(planted: tuple[list[str], list[str]], share: float) -> None:
+    corpus, tested = planted
+    exact, above = occurring([s.lower() for s in tested], corpus, share=share)
+    assert exact.tolist() == [b in corpus for b in tested]
+    assert above.tolist() == [any(share_of(a, b, 6) >= share for a in corpus) for b in tested]
 
 
 @pytest.mark.parametrize("k", [0, -1, 13])
@@ -168,8 +178,8 @@ def test_exact_overlap_of_the_real_corpus(shared_data: Path, registry: Registry)
         sets[name] = task.sequences("test")
     audit = Audit(sets)
     for path in sorted((shared_data / "pretrain_corpus").glob("*.fasta.gz")):
-        for _ in audit.add((entry.id, entry.sequence) for entry in Source(str(path), registry).entries()):
-            pass
+        entries = Source(str(path), registry).entries()
+        assert sum(1 for _ in overlaps(((e.id, e.sequence) for e in entries), audit)) > 0
     assert audit.read == 79_968
     assert {name: (count.exact, count.tested) for name, count in audit.counts().items()} == {
         "localization:test": (196, 2768),

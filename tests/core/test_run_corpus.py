@@ -1,4 +1,4 @@
-"""How many scored sequences a model was trained on: looked up in the stores of its run, unknown where these are gone."""
+"""How many scored sequences a model was trained on: looked up in the stores of its run, unknown if these are gone."""
 
 from __future__ import annotations
 

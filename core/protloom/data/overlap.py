@@ -64,6 +64,7 @@ class Index:
     Attributes:
         of: ``[n]`` number of the distinct sequence that each tested one is.
         distinct: number of distinct tested sequences.
+        sizes: ``[distinct]`` number of distinct k-mers of each.
 
     Raises:
         UserError: ``k`` is out of range.
@@ -78,7 +79,7 @@ class Index:
         self.of = np.array([self._whole.setdefault(s, len(self._whole)) for s in upper], dtype=np.int64)
         self.distinct = len(self._whole)
         owner, kmer = _distinct(list(self._whole), k)
-        self._size = np.bincount(owner, minlength=self.distinct)  # k-mers of each distinct sequence
+        self.sizes = np.bincount(owner, minlength=self.distinct)  # k-mers of each distinct sequence
         order = np.argsort(kmer, kind="stable")
         self._owner, kmer = owner[order].astype(np.int32), kmer[order]
         self._first = np.flatnonzero(np.concatenate([np.ones(min(len(kmer), 1), np.bool_), kmer[1:] != kmer[:-1]]))
@@ -125,12 +126,12 @@ class Index:
         corpus, tested, common = self._common(number, at)
         # no sequence has fewer k-mers than were found of it, so few pairs are left whose sizes must be counted
         least = np.bincount(number, minlength=len(sequences))
-        possible = common / np.minimum(self._size[tested], least[corpus]) >= share
+        possible = common / np.minimum(self.sizes[tested], least[corpus]) >= share
         corpus, tested, common = corpus[possible], tested[possible], common[possible]
         wanted, place = np.unique(corpus, return_inverse=True)
         owner, _ = _distinct([sequences[i] for i in wanted.tolist()], self._k)
         size = np.bincount(owner, minlength=len(wanted))
-        shares = common / np.minimum(self._size[tested], size[place])
+        shares = common / np.minimum(self.sizes[tested], size[place])
         enough = shares >= share
         return corpus[enough], tested[enough], shares[enough]
 
@@ -204,63 +205,57 @@ class Count:
 
 
 class Audit:
-    """Adds up, sequence by sequence of a corpus, what of several test sets occurs in it.
+    """Adds up what of several test sets occurs in a corpus.
 
     Args:
-        sets: name -> tested sequences.
-        k: residues of a k-mer.
-        share: least share of k-mers that counts, above 0 and at most 1.
+        sets: name -> tested sequences; upper and lower case are the same.
+        share: least share that counts, above 0 and at most 1.
 
     Attributes:
+        share: as given.
+        distinct: every tested sequence once.
         read: sequences of the corpus so far.
 
     Raises:
-        UserError: ``k`` or ``share`` is out of range.
+        UserError: ``share`` is out of range.
     """
 
-    def __init__(self, sets: Mapping[str, Sequence[str]], *, k: int = K, share: float = SHARE) -> None:
+    def __init__(self, sets: Mapping[str, Sequence[str]], *, share: float = SHARE) -> None:
         if not 0 < share <= 1:
             raise UserError(f"a share of {share:g}: must lie above 0 and be at most 1")
         self.read = 0
-        self._share = share
-        self._index = Index([sequence for tested in sets.values() for sequence in tested], k=k)
-        ends = offsets_of(np.array([len(tested) for tested in sets.values()], dtype=np.int64))
-        self._rows = {name: self._index.of[low:high] for name, low, high in zip(sets, ends[:-1], ends[1:], strict=True)}
-        self._member = {name: np.isin(np.arange(self._index.distinct), rows) for name, rows in self._rows.items()}
+        self.share = share
+        whole: dict[str, int] = {}
+        self._rows = {
+            name: np.array([whole.setdefault(s.upper(), len(whole)) for s in tested], dtype=np.int64)
+            for name, tested in sets.items()
+        }
+        self.distinct = list(whole)
+        self._member = {name: np.isin(np.arange(len(whole)), rows) for name, rows in self._rows.items()}
         self._concerned = dict.fromkeys(sets, 0)
-        self._best = np.zeros(self._index.distinct)
-        self._exact = np.zeros(self._index.distinct, dtype=np.bool_)
+        self._best = np.zeros(len(whole))
+        self._exact = np.zeros(len(whole), dtype=np.bool_)
 
-    def add(self, corpus: Iterable[tuple[str, str]]) -> Iterator[Overlap]:
-        """Yields the sequences of a corpus that overlap, in its order, each with the tested one nearest to it.
+    def add(self, names: Sequence[str], pairs: Pairs) -> Iterator[Overlap]:
+        """Takes the next sequences of a corpus; yields those that overlap, each with the tested one nearest to it.
 
         Args:
-            corpus: (id, residues in upper case) one after the other.
+            names: ids of the sequences.
+            pairs: of them with :attr:`distinct`; shares below the least are left out.
         """
-        names: list[str] = []
-        sequences: list[str] = []
-        size = 0
-        for name, sequence in corpus:
-            names.append(name)
-            sequences.append(sequence)
-            size += len(sequence)
-            if size >= BLOCK:
-                yield from self._block(names, sequences)
-                names, sequences, size = [], [], 0
-        yield from self._block(names, sequences)
-
-    def _block(self, names: Sequence[str], sequences: Sequence[str]) -> Iterator[Overlap]:
         self.read += len(names)
-        pairs = self._index.look_up(sequences, share=self._share)
-        np.maximum.at(self._best, pairs.tested, pairs.share)
-        self._exact[pairs.tested[pairs.exact]] = True
+        enough = pairs.share >= self.share
+        corpus, tested = pairs.corpus[enough], pairs.tested[enough]
+        share, exact = pairs.share[enough], pairs.exact[enough]
+        np.maximum.at(self._best, tested, share)
+        self._exact[tested[exact]] = True
         for name, member in self._member.items():
-            self._concerned[name] += len(np.unique(pairs.corpus[member[pairs.tested]]))
+            self._concerned[name] += len(np.unique(corpus[member[tested]]))
         # of each sequence the best pair first; an equal one before one with as many k-mers
-        order = np.lexsort((pairs.tested, ~pairs.exact, -pairs.share, pairs.corpus))
-        _, first = np.unique(pairs.corpus[order], return_index=True)
+        order = np.lexsort((tested, ~exact, -share, corpus))
+        _, first = np.unique(corpus[order], return_index=True)
         for i in order[first].tolist():
-            yield Overlap(names[pairs.corpus[i]], int(pairs.tested[i]), float(pairs.share[i]), bool(pairs.exact[i]))
+            yield Overlap(names[corpus[i]], int(tested[i]), float(share[i]), bool(exact[i]))
 
     def sets_of(self, tested: int) -> list[str]:
         """Returns the names of the test sets that hold a distinct tested sequence."""
@@ -268,11 +263,72 @@ class Audit:
 
     def counts(self) -> dict[str, Count]:
         """Returns what was found of each test set so far."""
-        above = self._best >= self._share
+        above = self._best >= self.share
         return {
             name: Count(len(rows), int(self._exact[rows].sum()), int(above[rows].sum()), self._concerned[name])
             for name, rows in self._rows.items()
         }
+
+
+def overlaps(corpus: Iterable[tuple[str, str]], audit: Audit, *, k: int = K) -> Iterator[Overlap]:
+    """Yields the sequences of a corpus that share k-mers with a tested one, in the corpus's order.
+
+    Args:
+        corpus: (id, residues in upper case) one after the other.
+        audit: of the test sets; complete once this is exhausted.
+        k: residues of a k-mer.
+
+    Raises:
+        UserError: ``k`` is out of range.
+    """
+    index = Index(audit.distinct, k=k)
+    names: list[str] = []
+    sequences: list[str] = []
+    size = 0
+    for name, sequence in corpus:
+        names.append(name)
+        sequences.append(sequence)
+        size += len(sequence)
+        if size >= BLOCK:
+            yield from audit.add(names, index.look_up(sequences, share=audit.share))
+            names, sequences, size = [], [], 0
+    yield from audit.add(names, index.look_up(sequences, share=audit.share))
+
+
+def occurring(
+    tested: Sequence[str], corpus: Sequence[str], *, k: int = K, share: float = SHARE
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tells of each tested sequence whether a corpus holds it exactly, and whether one of it shares enough k-mers.
+
+    Much faster than :func:`overlaps` where nearly everything overlaps, as in variants of one protein: a tested
+    sequence that was found once is looked for no more.
+
+    Returns:
+        (exact, above), both ``[n]``; what is exact is above too.
+    """
+    whole = dict.fromkeys(sequence.upper() for sequence in tested)
+    held = {sequence.upper() for sequence in corpus}
+    distinct = list(whole)
+    exact = np.array([sequence in held for sequence in distinct], dtype=np.bool_)
+    above = exact.copy()
+    left = np.flatnonzero(~above)
+    index = Index([distinct[i] for i in left], k=k)
+    others, wasted = sorted(held), 0
+    # in no order: neighbours in a file are often alike, and find the same tested sequences again and again
+    order = np.random.default_rng(0).permutation(len(others)).tolist()
+    first, step = 0, 1
+    while first < len(others) and len(left):
+        found = index.look_up([others[i] for i in order[first : first + step]], share=share).tested
+        wasted += int(index.sizes[found].sum())
+        above[left[found]] = True
+        first += step
+        step = min(2 * step, 1024)
+        if wasted > int(index.sizes.sum()) // 2:  # as much work as to leave out what was found
+            left, wasted = left[~above[left]], 0
+            index = Index([distinct[i] for i in left], k=k)
+    number = {sequence: i for i, sequence in enumerate(distinct)}
+    rows = np.array([number[sequence.upper()] for sequence in tested], dtype=np.int64)
+    return exact[rows], above[rows]
 
 
 def _kmers(sequences: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
