@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 LEARNING_RATE = 1e-3
 BATCH = 16
 """Items an optimizer step."""
-EPOCHS = 5
 WARM_UP = 1000
 """Steps of warm-up, but at most a tenth of all: small sets have fewer steps than that."""
 SEED = 7
@@ -59,8 +58,13 @@ def factor(step: int, steps: int) -> float:
     return (steps - step) / (steps - warm)
 
 
-def start(layer: nn.Linear, generator: torch.Generator) -> nn.Linear:
-    """Draws a linear layer's weight from U(−0.1, 0.1) and clears its bias; returns it."""
+def start(layer: nn.Linear, generator: torch.Generator | None = None) -> nn.Linear:
+    """Draws a linear layer's weight from U(−0.1, 0.1) and clears its bias; returns it.
+
+    Args:
+        layer: to begin with.
+        generator: of the numbers; None: torch's own.
+    """
     with torch.no_grad():
         layer.weight.uniform_(-0.1, 0.1, generator=generator)
         layer.bias.zero_()
