@@ -127,15 +127,15 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
     schedules.check(settings.schedule, settings.trainer.steps)
     precision = compute_dtype(settings.trainer.precision, world.device)
     ops = kernels.choose(settings.kernels, registry, world.device, precision or torch.float32)
-    tokenizer: Tokenizer = _make(resolved.tokenizer)
+    tokenizer: Tokenizer = make(resolved.tokenizer)
     stores, shares = open_corpora(settings.data, registry, world)
     # the seed decides the initial weights; objectives draw from the same generator, after the network
     torch.manual_seed(settings.seed)
-    model = _network(resolved, tokenizer, ops)
+    model = build_network(resolved, tokenizer, ops)
     if initial is not None:
         # before the objectives are built: one of them may copy the network
         weights.load_into(model, resolved.architecture, tokenizer, initial, registry)
-    objectives = _objectives(resolved, tokenizer, ops, model)
+    objectives = build_objectives(resolved, tokenizer, ops, model)
     model.to(world.device)
     mixture = Mixture(objectives, settings.combine, settings.seed, settings.reduction)
     mixture.refuse_idle_steps()
@@ -201,7 +201,8 @@ def _wrapped(
     return wrap(module, world, blocks=blocks, unused=unused)
 
 
-def _make(chosen: Chosen) -> Any:
+def make(chosen: Chosen) -> Any:
+    """Builds a component that needs its options alone, such as a tokenizer."""
     return chosen.component.load_factory()(chosen.config)
 
 
@@ -226,7 +227,8 @@ def _open(path: str, column: str | None, data: DataConfig, registry: Registry, w
     return store if store is not None else opening()
 
 
-def _network(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops) -> nn.Module:
+def build_network(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops) -> nn.Module:
+    """Builds the network of a run, with weights from torch's generator."""
     trainer, chosen = resolved.settings.trainer, resolved.architecture
     build = BuildContext(
         tokenizer, ops, activation_checkpointing=trainer.activation_checkpointing, total_steps=trainer.steps
@@ -235,7 +237,7 @@ def _network(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops) -> nn.Module
     return model
 
 
-def _objectives(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops, model: nn.Module) -> list[Member]:
+def build_objectives(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops, model: nn.Module) -> list[Member]:
     """Builds the objectives, and checks that the network can do what they need."""
     trainer, network = resolved.settings.trainer, cast(Architecture, model)
     members = []

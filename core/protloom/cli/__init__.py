@@ -45,6 +45,8 @@ COMMANDS = {
     "data": Command("prepare, inspect and simulate corpora", "protloom.cli.data"),
     "preview": Command("print what an objective makes of a sequence", "protloom.cli.preview"),
     "plugins": Command("list plugins and their components, and explain failures", "protloom.cli.plugins"),
+    "new-plugin": Command("write a plugin package that works, to start from", "protloom.cli.new_plugin"),
+    "check-plugin": Command("check that a plugin's components keep their contracts", "protloom.cli.check_plugin"),
     "show": Command("describe a component and its options", "protloom.cli.show"),
     "convert": Command("convert weights from and to other programs' formats", "protloom.cli.convert"),
     "doctor": Command("tell what this machine offers and what is missing", "protloom.cli.doctor"),
