@@ -1,4 +1,4 @@
-"""``protloom data``: builds stores, tells what is in them, and writes the simulated proteome."""
+"""``protloom data``: builds stores, tells what is in them and in test sets, and writes the simulated proteome."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common
+from protloom.cli import common, data_overlap
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,11 +27,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "protloom data prepare proteins.fasta.gz --out corpus",
         "protloom data inspect corpus",
         "protloom data demo --n 20000 --out demo.fasta",
+        "protloom data overlap corpus --data-dir data --out drop.tsv",
     )
-    commands = parser.add_subparsers(dest="action", metavar="prepare|inspect|demo", required=True)
+    metavar = "prepare|inspect|demo|overlap|duplicates"
+    commands = parser.add_subparsers(dest="action", metavar=metavar, required=True)
     _configure_prepare(commands.add_parser("prepare", help="turn a sequence file into a store"))
     _configure_inspect(commands.add_parser("inspect", help="tell what is in a store or a file"))
     _configure_demo(commands.add_parser("demo", help="write the simulated proteome"))
+    data_overlap.configure(commands)
 
 
 def _configure_prepare(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +76,8 @@ def _configure_demo(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does what was asked."""
-    return {"prepare": _prepare, "inspect": _inspect, "demo": _demo}[args.action](args)
+    own = {"prepare": _prepare, "inspect": _inspect, "demo": _demo}
+    return own[args.action](args) if args.action in own else data_overlap.run(args)
 
 
 # -------------------------------------------------------------------------------------------------------------- prepare
