@@ -72,12 +72,19 @@ def _contacts() -> list[TaskSpec]:
     home = "protloom_tasks.contacts"
     return [
         TaskSpec(
+            name="contact",
+            factory=f"{home}:Contact",
+            config=f"{home}:ContactConfig",
+            summary="contacts in real structures: attention maps, pairs of states, or the categorical Jacobian",
+            tags=("per-pair",),
+        ),
+        TaskSpec(
             name="sim-contact",
             factory=f"{home}:SimContact",
             config=f"{home}:SimContactConfig",
             summary="contacts from attention maps, held-out superfamilies of the SIMULATED proteome",
             tags=("per-pair", "simulated"),
-        )
+        ),
     ]
 
 

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from protloom.errors import UserError
+from protloom_tasks.neighbours import Neighbours, one_hot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom_tasks.definition_kinds import SequenceKind
+    from protloom_tasks.neighbours import Distance
 
-Probe = Literal["lbfgs", "paper"]
-"""Logistic regression: ``lbfgs`` fits several classes at once, ``paper`` each against the rest, by liblinear."""
+Probe = Literal["lbfgs", "paper", "knn", "convbert"]
+"""Logistic regression: ``lbfgs`` fits several classes at once, ``paper`` each against the rest, by liblinear; ``knn``:
+nearest neighbours; ``convbert`` is in :mod:`protloom_tasks.sequence_heads`, since it reads residues."""
 
 ALPHA = 1.0
 """Penalty of the ridge regression, as in the ProteinJEPA benchmark."""
@@ -78,6 +81,30 @@ def fit(
     )
     details = {"probe": f"StandardScaler + {name}", "features": features.shape[1], "converged": converged}
     return Output(values, details)
+
+
+def nearest(
+    features: NDArray[np.floating[Any]],
+    labels: NDArray[Any],
+    asked: dict[str, NDArray[np.floating[Any]]],
+    *,
+    kind: SequenceKind,
+    k: int,
+    distance: Distance,
+) -> Output:
+    """Gives outputs by the nearest training rows; takes what :func:`fit` does.
+
+    The output is the weighted mean of the neighbours' numbers, or of how often each class or label stands among them;
+    where 0 divides two decisions (``binary``, ``multilabel``), less one half.
+    """
+    targets = one_hot(labels) if kind == "multiclass" else labels.reshape(len(labels), -1)
+    probe = Neighbours(features, targets, k=k, distance=distance)
+    values = {}
+    for split, rows in asked.items():
+        means = probe.means(rows)
+        means = means - 0.5 if kind in ("binary", "multilabel") else means
+        values[split] = means[:, 0] if kind in ("regression", "binary") else means
+    return Output(values, probe.details)
 
 
 def _solver(kind: SequenceKind, probe: Probe) -> str:

@@ -13,14 +13,14 @@ from pydantic import Field
 from protloom.contracts import TaskResult
 from protloom.errors import UserError
 from protloom.scoring import percentile_interval
-from protloom.settings import Section
-from protloom_tasks import intervals, sequence_metrics, sequence_probes
+from protloom_tasks import intervals, sequence_heads, sequence_metrics, sequence_probes
 from protloom_tasks.datasets import tables
 from protloom_tasks.datasets.proteins import draw
 from protloom_tasks.datasets.selection import sources
 from protloom_tasks.definition import Scored, load_as
 from protloom_tasks.definition_kinds import SequenceDefinition, SplitDefinition
-from protloom_tasks.floors import Composition, Floor, Kmer2, Length
+from protloom_tasks.floors import Composition, Floor, Kmer2, Length, OneHot
+from protloom_tasks.probe_options import ProbeOptions
 from protloom_tasks.resampling import Resamples
 from protloom_tasks.task_base import DefinedTask
 
@@ -44,7 +44,7 @@ DEFINITIONS: Mapping[str, str] = {
 """What the main metrics are."""
 
 
-class SequenceConfig(Section):
+class SequenceConfig(ProbeOptions):
     """Options of a task on whole sequences."""
 
     definition: str = Field(description="A shipped definition, or the path of a YAML file")
@@ -55,7 +55,10 @@ class SequenceConfig(Section):
     rows: int | None = Field(default=2000, ge=2, description="Scored rows, drawn by seed; null: all")
     pool: Literal["mean", "max", "cls"] = Field(default="mean", description="How residue states become one vector")
     include_specials: bool = Field(default=True, description="mean and max see <cls> and <eos>, as published")
-    probe: sequence_probes.Probe = Field(default="lbfgs", description="Solver of logistic regressions")
+    probe: sequence_probes.Probe = Field(
+        default="lbfgs",
+        description="What is fitted: ridge or logistic regression by one of two solvers, knn, or a convbert layer",
+    )
 
 
 @dataclass(frozen=True)
@@ -107,8 +110,7 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
             "also": tuple(name for name in sequence_metrics.METRICS[said.kind] if name != said.main),
             "definition": DEFINITIONS[said.main],
             "splits": described(said),
-            "probe": "StandardScaler + "
-            + ("ridge(alpha=1)" if said.kind == "regression" else f"logistic regression(C=1, {self.config.probe})"),
+            "probe": sequence_heads.described(self.config.probe, said.kind),
             "options": self.config.model_dump(exclude={"data_dir", "definition", "variant"}),
             "interval": "bootstrap over " + self._unit(),
             **self._tail(),
@@ -133,32 +135,53 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
         return self._rows
 
     def _floors(self) -> Sequence[Floor]:
-        return Kmer2(), Composition(), Length()
+        linear: tuple[Floor, ...] = (Kmer2(), Composition(), Length())
+        return (OneHot(), *linear) if self.config.probe == "convbert" else linear
 
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
         """Scores a subject; see :class:`protloom.contracts.Task`."""
         if (seed, limit) not in self._data:
             self._data = {(seed, limit): self._load(seed, limit)}
         data = self._data[seed, limit]
-        train, usable = self._features(subject, data.train)
-        scored, present = self._features(subject, data.scored)
-        output = sequence_probes.fit(
-            train[usable],
-            data.train_labels[usable],
-            {"scored": np.where(present[:, None], scored, 0)},
-            kind=self.definition.kind,
-            probe=self.config.probe,
-            seed=seed,
-        )
+        found = self._outputs(subject, data, seed)
         details = {
             **data.details,
-            **output.details,
-            "train_rows": int(usable.sum()),
+            **found.details,
+            "train_rows": int(found.usable.sum()),
             "rows": len(data.scored),
-            "without_features": {"train": int((~usable).sum()), "scored": int((~present).sum())},
+            "without_features": {"train": int((~found.usable).sum()), "scored": int((~found.present).sum())},
             "seed": seed,
         }
-        return self._result(data, output.values["scored"], details, seed)
+        return self._result(data, found.output, details, seed)
+
+    def _outputs(self, subject: Subject, data: _Data, seed: int) -> sequence_heads.Found:
+        """Fits the probe on the training rows and applies it to the scored ones."""
+        kind, config = self.definition.kind, self.config
+        probe = sequence_heads.effective(config.probe, subject)
+        if probe == "convbert":
+            if self.definition.partner:
+                raise UserError(f"{self.name}: probe: convbert reads one sequence, and these rows hold two; use lbfgs")
+            train_sequences, sequences = ([row.sequence for row in rows] for rows in (data.train, data.scored))
+            return sequence_heads.by_convbert(
+                subject,
+                train_sequences,
+                data.train_labels,
+                sequences,
+                kind=kind,
+                pool=config.pool,
+                options=config,
+                seed=seed,
+            )
+        train, usable = self._features(subject, data.train)
+        scored, present = self._features(subject, data.scored)
+        labels, asked = data.train_labels[usable], {"scored": np.where(present[:, None], scored, 0)}
+        if probe == "knn":
+            output = sequence_probes.nearest(
+                train[usable], labels, asked, kind=kind, k=config.neighbours, distance=config.distance
+            )
+        else:
+            output = sequence_probes.fit(train[usable], labels, asked, kind=kind, probe=probe, seed=seed)
+        return sequence_heads.Found(output.values["scored"], usable, present, output.details)
 
     def _features(self, subject: Subject, rows: Sequence[Row]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """Returns the features of rows, those of a pair side by side, and which rows have any."""

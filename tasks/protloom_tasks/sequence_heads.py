@@ -1,0 +1,124 @@
+"""Probes of whole sequences that read residue states rather than one pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from protloom.errors import UserError
+from protloom_tasks.floors import Floor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from protloom.contracts import Subject
+    from protloom_tasks.definition_kinds import SequenceKind
+    from protloom_tasks.probe_options import ProbeOptions
+    from protloom_tasks.sequence_probes import Probe
+
+LONGEST = 1024
+"""Residues of a sequence that a head reads: its attention grows with the square."""
+
+
+class Found(NamedTuple):
+    """What a head gave.
+
+    Attributes:
+        output: ``[m]`` numbers or scores of class 1, or ``[m, C]`` scores of classes, of the scored sequences.
+        usable: ``[n]`` which training sequences have features.
+        present: ``[m]`` which scored sequences have.
+        details: what the head is and how it was trained.
+    """
+
+    output: NDArray[np.float64]
+    usable: NDArray[np.bool_]
+    present: NDArray[np.bool_]
+    details: dict[str, Any]
+
+
+def effective(probe: Probe, subject: Subject) -> Probe:
+    """Returns the probe that a subject gets: a floor without residue features keeps the linear one."""
+    if probe == "convbert" and isinstance(subject, Floor) and type(subject).residues is Floor.residues:
+        return "lbfgs"
+    return probe
+
+
+def described(probe: Probe, kind: SequenceKind) -> str:
+    """Returns what a probe is, for the card of a task."""
+    if probe == "knn":
+        return "weighted mean label of the nearest training rows, features as they are"
+    if probe == "convbert":
+        return (
+            "one ConvBERT layer on residue states (4 heads, kernel 7), pooled over residues, linear layer; AdamW, as in"
+            " Ankh's benchmark; floors without residue features: the linear probe"
+        )
+    linear = "ridge(alpha=1)" if kind == "regression" else f"logistic regression(C=1, {probe})"
+    return f"StandardScaler + {linear}"
+
+
+def by_convbert(
+    subject: Subject,
+    train: Sequence[str],
+    labels: NDArray[Any],
+    scored: Sequence[str],
+    *,
+    kind: SequenceKind,
+    pool: str,
+    options: ProbeOptions,
+    seed: int,
+) -> Found:
+    """Trains a ConvBERT layer on residue states and applies it.
+
+    Args:
+        subject: gives the states; those of the training sequences wait in a temporary file.
+        train: training sequences.
+        labels: ``[n]``, or ``[n, C]`` for multilabel.
+        scored: sequences to give outputs for.
+        kind: of the labels.
+        pool: ``mean`` or ``max`` over real residues.
+        options: epochs and inner width.
+        seed: of weights, order and dropout.
+
+    Raises:
+        UserError: the pooling is another, or nothing has features.
+    """
+    from protloom_tasks.heads import convbert_fit
+    from protloom_tasks.heads.feature_file import FeatureFile
+
+    if pool not in ("mean", "max"):
+        raise UserError(f"pool: {pool} with probe: convbert: its layer pools residues; use mean or max")
+    long = 0
+
+    def cut(sequences: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        nonlocal long
+        for states in subject.residues(sequences):
+            long += len(states) > LONGEST
+            yield states[:LONGEST]
+
+    features = FeatureFile(cut(train))
+    trained = convbert_fit.fit(
+        features,
+        list(labels),
+        convbert_fit.Options(
+            kind,
+            "mean" if pool == "mean" else "max",
+            options.inner,
+            options.epochs,
+            seed,
+            getattr(subject, "device", "cpu"),
+        ),
+    )
+    present: list[bool] = []
+
+    def noted(sequences: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        for states in cut(sequences):
+            present.append(len(states) > 0)
+            yield states
+
+    found = np.array(list(trained.outputs(noted(scored))), dtype=np.float64)
+    if kind in ("regression", "binary"):
+        found = found.reshape(len(scored))
+    details = {**trained.details, "sequences_cut_at_1024_residues": long}
+    return Found(found, np.array(features.lengths) > 0, np.array(present, dtype=np.bool_), details)
