@@ -63,11 +63,24 @@ _SEQUENCES = Engine(
     "protloom_tasks.sequence_task:SequenceConfig",
     "protloom_tasks.sequence_task:SequenceTask",
 )
+_RESIDUES = Engine(
+    f"{_KINDS}:ResidueDefinition",
+    "protloom_tasks.residue_task:ResidueConfig",
+    "protloom_tasks.residue_task:ResidueTask",
+)
+_RETRIEVAL = Engine(
+    f"{_KINDS}:RetrievalDefinition",
+    "protloom_tasks.retrieval:DefinedConfig",
+    "protloom_tasks.retrieval:RetrievalTask",
+)
 ENGINES: Mapping[str, Engine] = {
     "regression": _SEQUENCES,
     "binary": _SEQUENCES,
     "multiclass": _SEQUENCES,
     "multilabel": _SEQUENCES,
+    "residue-multiclass": _RESIDUES,
+    "residue-regression": _RESIDUES,
+    "retrieval": _RETRIEVAL,
 }
 """What runs each kind of definition."""
 
@@ -83,8 +96,9 @@ class Table(Section):
 
     file: str = Field(description="CSV, TSV, JSON, JSONL or FASTA, may be .gz; below the data folder")
     where: dict[str, list[str]] = Field(default={}, description="Column: the values that a row of this split has")
-    columns: list[str] | dict[str, str] = Field(
-        default={}, description="Names of the columns of a file without a header line; or name used here: name there"
+    columns: list[str] | dict[str, str | None] = Field(
+        default={},
+        description="Names of columns where there is no header line; or name used here: name there, null for none",
     )
     origin: str | None = Field(default=None, description="Where it comes from, if not from where the others do")
     licence: str | None = Field(default=None, description="If not that of the others")

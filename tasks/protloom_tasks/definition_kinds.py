@@ -43,6 +43,19 @@ class TableDefinition(Definition):
         """Yields the columns that every table must have, by the names used in the definition."""
         raise NotImplementedError
 
+    def may_lack(self) -> frozenset[str]:
+        """Returns the columns that a table may say it has not."""
+        return frozenset()
+
+    @model_validator(mode="after")
+    def _present(self) -> TableDefinition:
+        for table in self.all_tables():
+            columns = table.columns if isinstance(table.columns, Mapping) else {}
+            lacking = [name for name, there in columns.items() if there is None and name not in self.may_lack()]
+            if lacking:
+                raise ValueError(f"columns: {table.file} cannot do without {lacking[0]!r}: name the column there")
+        return self
+
 
 class SplitDefinition(TableDefinition):
     """A task that is trained and tested."""
@@ -76,6 +89,10 @@ class SplitDefinition(TableDefinition):
         """The main metric."""
         return self.metric or METRIC[self.kind]
 
+    def all_splits(self) -> list[str]:
+        """Returns the names of the splits, those that are carved last."""
+        return [*self.splits, *(carve.split for carve in self.carve)]
+
     def all_tables(self) -> Iterator[Table]:
         """Yields the tables of every split."""
         for of in self.splits.values():
@@ -87,6 +104,22 @@ class SplitDefinition(TableDefinition):
         if self.group:
             yield self.group
         yield from (carve.by for carve in self.carve if carve.by)
+
+
+def described(said: SplitDefinition) -> str:
+    """Returns in words which rows each split holds."""
+    parts = [f"{split}: {', '.join(dict.fromkeys(map(_described, of)))}" for split, of in said.splits.items()]
+    for carve in said.carve:
+        by = "both proteins" if carve.partners else carve.by or said.group or "the sequence"
+        parts.append(f"{carve.split}: {carve.share:.0%} of {carve.source}, by a hash of {by}")
+    if any(carve.split == "valid" and carve.source == "train" for carve in said.carve):
+        parts.append("scored on test, these validation rows are training rows, as they were published")
+    return "; ".join(parts)
+
+
+def _described(table: Table) -> str:
+    rows = " and ".join(f"{column} = {' or '.join(filter(None, of))}" for column, of in table.where.items())
+    return f"{table.file} ({rows})" if rows else table.file
 
 
 class Label(Section):
@@ -124,3 +157,116 @@ class SequenceDefinition(SplitDefinition):
         yield self.label.column
         if self.partner:
             yield self.partner
+
+
+class ResidueLabel(Section):
+    """How the labels of residues are read: as many as residues."""
+
+    column: str = Field(description="Their column: a letter a residue, or a list")
+    classes: list[str] = Field(default=[], description="Every class, in the order in which results list them")
+    unknown: list[str] = Field(default=[], description="Letters that stand for no label")
+    mask: str | None = Field(default=None, description="Column of a 0 or 1 for each residue; 1: it counts")
+    separator: str | None = Field(
+        default=None, description="Between the labels of a text; default: a letter is a label"
+    )
+    below: float | None = Field(default=None, description="Numbers that are not below this stand for no label")
+    ordinal: bool = Field(default=False, description="The classes are in an order: Spearman is told too")
+
+    @field_validator("classes", "unknown", mode="before")
+    @classmethod
+    def _letters(cls, value: Any) -> Any:
+        return list(value) if isinstance(value, str) else value
+
+
+class ResidueDefinition(SplitDefinition):
+    """A task with a label on every residue."""
+
+    kind: ResidueKind = Field(description="What a residue's label is: a class or a number")
+    label: ResidueLabel = Field(description="How labels are read")
+    id: str | None = Field(default=None, description="Column of names; default: split and number")
+    accuracy: str = Field(default="accuracy", description="What the share of right classes is called, such as Q3")
+
+    @model_validator(mode="after")
+    def _labels(self) -> ResidueDefinition:
+        if self.partner_carved:
+            raise ValueError("carve: 'partners' is for pairs of sequences")
+        if self.kind == "residue-multiclass" and len(self.label.classes) < 2:
+            raise ValueError("label.classes: name two classes at least, such as HEC")
+        if len(set(self.label.classes)) < len(self.label.classes):
+            raise ValueError(f"label.classes: a class is named twice in {' '.join(self.label.classes)}")
+        if self.kind == "residue-regression" and (self.label.classes or self.label.ordinal):
+            raise ValueError(
+                "label.classes: a residue-regression has numbers; the kind of classes is residue-multiclass"
+            )
+        if self.main not in self.metrics:
+            raise ValueError(f"metric: {self.main!r} is none of this kind: {', '.join(self.metrics)}")
+        return self
+
+    def may_lack(self) -> frozenset[str]:
+        """Returns the column of the mask: without one every residue counts."""
+        return frozenset((self.label.mask,) if self.label.mask else ())
+
+    @property
+    def partner_carved(self) -> bool:
+        """Whether a split is carved by partners."""
+        return any(carve.partners for carve in self.carve)
+
+    @property
+    def main(self) -> str:
+        """The main metric."""
+        return self.metric or (self.accuracy if self.kind == "residue-multiclass" else METRIC[self.kind])
+
+    @property
+    def metrics(self) -> list[str]:
+        """Every metric where higher is better."""
+        if self.kind == "residue-regression":
+            return ["Spearman", "Spearman per protein", "Pearson"]
+        ordinal = ["Spearman"] if self.label.ordinal else []
+        return [self.accuracy, f"{self.accuracy} per protein", "macro F1", *ordinal]
+
+    def all_columns(self) -> Iterator[str]:
+        """Yields the columns that every table must have."""
+        yield from super().all_columns()
+        yield self.label.column
+        if self.label.mask:
+            yield self.label.mask
+        if self.id:
+            yield self.id
+
+
+class RetrievalDefinition(TableDefinition):
+    """A task of finding relatives by similar features, without training."""
+
+    kind: Literal["retrieval"] = Field(description="Every sequence searches all others")
+    id: str | None = Field(default=None, description="Column of names; default: the sequence")
+    rows: list[Table] = Field(min_length=1, description="The sequences: they search, and are searched")
+    levels: list[str] = Field(min_length=1, description="Columns of classes; a hit has the class of the query")
+    level: str = Field(description="That of the main metric")
+    item: str = Field(default="sequences", description="What the sequences are called, such as domains")
+
+    @field_validator("rows", mode="before")
+    @classmethod
+    def _rows(cls, value: Any) -> Any:
+        return tables(value)
+
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _levels(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _main(self) -> RetrievalDefinition:
+        if self.level not in self.levels:
+            raise ValueError(f"level: {self.level!r} is none of the levels {', '.join(self.levels)}")
+        return self
+
+    def all_tables(self) -> Iterator[Table]:
+        """Yields the tables."""
+        yield from self.rows
+
+    def all_columns(self) -> Iterator[str]:
+        """Yields the columns that every table must have."""
+        yield from self.sequence
+        yield from self.levels
+        if self.id:
+            yield self.id

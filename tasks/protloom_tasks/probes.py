@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Kind = Literal["multinomial", "ovr", "l1"]
 
+ALPHA = 1.0
+"""Penalty of the ridge regression."""
+
 ITERATIONS = 1000
 """Most iterations of a solver; the result says where it stopped short of convergence."""
 
@@ -27,16 +30,16 @@ class Fitted:
     """A fitted probe.
 
     Attributes:
-        model: StandardScaler and classifier, a scikit-learn pipeline.
+        model: StandardScaler and what follows it, a scikit-learn pipeline.
         details: what it is and what it was fitted on.
     """
 
     model: Any
     details: dict[str, Any]
 
-    def predict(self, features: NDArray[np.floating]) -> NDArray[np.integer]:
-        """Returns the class of every row."""
-        labels: NDArray[np.integer] = self.model.predict(features)
+    def predict(self, features: NDArray[np.floating]) -> NDArray[Any]:
+        """Returns the class of every row, or its number."""
+        labels: NDArray[Any] = self.model.predict(features)
         return labels
 
     def scores(self, features: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -98,6 +101,28 @@ def fit_classifier(
     return Fitted(model, details)
 
 
+def fit_regressor(features: NDArray[np.floating], labels: NDArray[np.floating]) -> Fitted:
+    """Fits a ridge regression behind a StandardScaler; ``[R, D]`` features, ``[R]`` numbers.
+
+    Raises:
+        UserError: if scikit-learn is missing.
+    """
+    try:
+        from sklearn.linear_model import Ridge
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+    except ImportError as error:
+        raise UserError("probes need scikit-learn and scipy: pip install 'protloom[tasks]'") from error
+    model = make_pipeline(StandardScaler(), Ridge(alpha=ALPHA)).fit(features, labels)
+    details = {
+        "probe": f"StandardScaler + ridge(alpha={ALPHA:g})",
+        "rows": len(labels),
+        "features": int(features.shape[1]),
+        "converged": True,
+    }
+    return Fitted(model, details)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Residues chosen for a probe.
@@ -110,14 +135,20 @@ class Rows:
     """
 
     features: NDArray[np.float32]
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     protein: NDArray[np.int64]
     missing: int
 
 
-def choose_residues(labels: Sequence[NDArray[np.int64]], most: int | None, seed: int) -> list[NDArray[np.int64]]:
-    """Returns for each protein which residues to use: all labelled ones (>= 0), or ``most`` of them drawn by seed."""
-    chosen = [np.flatnonzero(of >= 0) for of in labels]
+def known(labels: NDArray[Any]) -> NDArray[np.int64]:
+    """Returns which residues have a label: a class that is not negative, or a number that is not NaN."""
+    there = labels >= 0 if np.issubdtype(labels.dtype, np.integer) else np.isfinite(labels)
+    return np.flatnonzero(there)
+
+
+def choose_residues(labels: Sequence[NDArray[Any]], most: int | None, seed: int) -> list[NDArray[np.int64]]:
+    """Returns for each protein which residues to use: all labelled ones, or ``most`` of them drawn by seed."""
+    chosen = [known(of) for of in labels]
     total = sum(map(len, chosen))
     if most is None or total <= most:
         return chosen
@@ -130,7 +161,7 @@ def choose_residues(labels: Sequence[NDArray[np.int64]], most: int | None, seed:
 def gather(
     subject: Subject,
     sequences: Sequence[str],
-    labels: Sequence[NDArray[np.int64]],
+    labels: Sequence[NDArray[Any]],
     chosen: Sequence[NDArray[np.int64]],
 ) -> Rows:
     """Returns the features of chosen residues; only those are kept in memory.
@@ -142,7 +173,7 @@ def gather(
         chosen: residues of each protein to keep.
     """
     kept: list[NDArray[np.float32]] = []
-    targets: list[NDArray[np.int64]] = []
+    targets: list[NDArray[Any]] = []
     owners: list[NDArray[np.int64]] = []
     missing = 0
     for i, states in enumerate(subject.residues(sequences)):

@@ -1,10 +1,11 @@
-"""The protocol of residue classification: a linear probe on frozen features, scored over labelled residues."""
+"""The protocol of labels of residues: a linear probe on frozen features, scored over labelled residues."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -13,7 +14,7 @@ from protloom.contracts import TaskResult
 from protloom.errors import UserError
 from protloom.scoring import percentile_interval
 from protloom.settings import Section
-from protloom_tasks import intervals, metrics, probes
+from protloom_tasks import intervals, probes, residue_metrics
 from protloom_tasks.datasets.proteins import Labelled, Splits, without_duplicates
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 BLOCK = 20_000
 """Residues predicted at once."""
+
+UNKNOWN = "-"
+"""Stands in saved predictions for a residue that has no label, or no features."""
 
 
 class ProbeConfig(Section):
@@ -34,16 +38,25 @@ class ProbeConfig(Section):
     c: float = Field(default=1.0, gt=0, description="Inverse strength of its L2 penalty; fixed, never tuned on a test")
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What a residue's label is, and what its main metric is called.
+
+    Attributes:
+        metric: the main one.
+        accuracy: what the share of right classes is called, such as Q3.
+        states: name of each class; empty where the label is a number.
+        ordinal: the classes are in an order.
+    """
+
+    metric: str
+    accuracy: str = "accuracy"
+    states: Sequence[str] = ()
+    ordinal: bool = False
+
+
 def score(
-    subject: Subject,
-    splits: Splits,
-    config: ProbeConfig,
-    *,
-    task: str,
-    metric: str,
-    states: str,
-    unit: str,
-    seed: int,
+    subject: Subject, splits: Splits, config: ProbeConfig, measure: Measure, *, task: str, unit: str, seed: int
 ) -> TaskResult:
     """Fits the probe on the training proteins and scores the test proteins.
 
@@ -51,9 +64,8 @@ def score(
         subject: gives features.
         splits: training and test proteins.
         config: size and form of the probe.
+        measure: what the labels are.
         task: the task's name.
-        metric: what the accuracy is called, such as Q3.
-        states: a letter for each class.
         unit: what is resampled: the groups of the test proteins.
         seed: of the draws of residues and of the bootstrap.
 
@@ -63,72 +75,97 @@ def score(
     train, removed = without_duplicates(splits.train, splits.test)
     if not train or not splits.test:
         raise UserError(f"{task}: {len(train)} training and {len(splits.test)} test proteins; both need one at least")
-    probe = _fit(subject, train, config, seed)
-    truth, guess, owner, missing = _predict(subject, splits.test, probe)
-    groups, group_of = np.unique([protein.group for protein in splits.test], return_inverse=True)
-    right, scored = metrics.hits(truth == guess, owner, len(splits.test))
-    group_right = metrics.sums(right, group_of, len(groups))
-    group_scored = metrics.sums(scored, group_of, len(groups))
-    replicates = intervals.bootstrap_ratio(group_right, group_scored, seed=seed)
-    with np.errstate(invalid="ignore"):
-        per_item = group_right / group_scored
+    probe = _fit(subject, train, config, seed, classes=bool(measure.states))
+    found = _predict(subject, splits.test, probe)
+    group_of = np.unique([protein.group for protein in splits.test], return_inverse=True)[1].astype(np.int64)
+    scores = _scores(found, group_of, measure, seed)
     details = {
         **splits.details,
         **probe.details,
         "train_proteins": len(train),
         "duplicates_of_test_removed_from_train": removed,
         "test_proteins": len(splits.test),
-        "test_residues": len(truth),
-        "test_residues_without_features": missing,
+        "test_residues": len(found.truth),
+        "test_residues_without_features": found.missing,
         "seed": seed,
     }
-    value, each = metrics.pooled_accuracy(right, scored), metrics.protein_accuracy(right, scored)
     return TaskResult(
-        metric=metric,
-        value=value,
-        interval=percentile_interval(replicates),
-        n=len(groups),
+        metric=measure.metric,
+        value=scores.values[measure.metric],
+        interval=percentile_interval(scores.replicates[measure.metric]),
+        n=len(scores.per_group),
         unit=unit,
-        metrics={metric: value, f"{metric} per protein": each, **_by_class(truth, guess, states)},
-        per_item=per_item,
-        replicates=replicates,
+        metrics=scores.values,
+        intervals={name: percentile_interval(of) for name, of in scores.replicates.items()},
+        per_item=scores.per_group,
+        replicates=scores.replicates[measure.metric],
         items=intervals.fingerprint(task, (protein.sequence for protein in splits.test), seed),
+        predictions=_table(splits.test, found, measure.states),
         details=details,
     )
 
 
-def _fit(subject: Subject, train: Sequence[Labelled], config: ProbeConfig, seed: int) -> probes.Fitted:
+@dataclass(frozen=True)
+class _Predicted:
+    """Truth, output, protein and place of every scored residue ``[R]``, and how many got no features."""
+
+    truth: NDArray[Any]
+    output: NDArray[Any]
+    owner: NDArray[np.int64]
+    place: NDArray[np.int64]
+    missing: int
+
+
+def _scores(found: _Predicted, group_of: NDArray[np.int64], measure: Measure, seed: int) -> residue_metrics.Scores:
+    if not measure.states:
+        return residue_metrics.numbers(found.truth, found.output, found.owner, group_of, seed=seed)
+    return residue_metrics.classes(
+        found.truth,
+        found.output,
+        found.owner,
+        group_of,
+        states=measure.states,
+        accuracy=measure.accuracy,
+        ordinal=measure.ordinal,
+        seed=seed,
+    )
+
+
+def _fit(
+    subject: Subject, train: Sequence[Labelled], config: ProbeConfig, seed: int, *, classes: bool
+) -> probes.Fitted:
     """Fits the probe, or takes the one that another task fitted for this subject on the same residues."""
     labels = [protein.labels for protein in train]
     chosen = probes.choose_residues(labels, config.train_residues, seed)
     digest = hashlib.sha256()
     for protein, index in zip(train, chosen, strict=True):
         digest.update(protein.sequence.encode() + protein.labels.tobytes() + index.tobytes())
-    key = ("residue probe", digest.hexdigest(), config.probe, config.c, seed)
+    key = ("residue probe", digest.hexdigest(), classes, config.probe, config.c, seed)
     if key not in subject.memo:
         rows = probes.gather(subject, [protein.sequence for protein in train], labels, chosen)
-        fitted = probes.fit_classifier(rows.features, rows.labels, kind=config.probe, c=config.c, seed=seed)
-        total = sum(int((of >= 0).sum()) for of in labels)
+        if classes:
+            fitted = probes.fit_classifier(rows.features, rows.labels, kind=config.probe, c=config.c, seed=seed)
+        else:
+            fitted = probes.fit_regressor(rows.features, rows.labels)
+        total = sum(len(probes.known(of)) for of in labels)
         fitted.details.update(train_residues=len(rows.labels), train_residues_available=total)
         subject.memo[key] = fitted
     found: probes.Fitted = subject.memo[key]
     return found
 
 
-def _predict(
-    subject: Subject, proteins: Sequence[Labelled], probe: probes.Fitted
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], int]:
-    """Returns truth, guess and protein of every scored residue ``[R]``, and how many got no features."""
-    chosen = probes.choose_residues([protein.labels for protein in proteins], None, 0)
-    truth: list[NDArray[np.int64]] = []
-    guess: list[NDArray[np.int64]] = []
+def _predict(subject: Subject, proteins: Sequence[Labelled], probe: probes.Fitted) -> _Predicted:
+    chosen = [probes.known(protein.labels) for protein in proteins]
+    truth: list[NDArray[Any]] = []
+    output: list[NDArray[Any]] = []
     owner: list[NDArray[np.int64]] = []
+    place: list[NDArray[np.int64]] = []
     missing = 0
     held: list[NDArray[np.float32]] = []
 
     def flush() -> None:
         if held:
-            guess.append(probe.predict(np.concatenate(held)).astype(np.int64))
+            output.append(probe.predict(np.concatenate(held)))
             held.clear()
 
     states: Iterator[NDArray[np.float32]] = subject.residues([protein.sequence for protein in proteins])
@@ -139,18 +176,28 @@ def _predict(
             held.append(features[index])
             truth.append(proteins[i].labels[index])
             owner.append(np.full(len(index), i, dtype=np.int64))
+            place.append(index)
         if sum(map(len, held)) >= BLOCK:
             flush()
     flush()
     if not truth:
         raise UserError("no residue of the test proteins is labelled and has features")
-    return np.concatenate(truth), np.concatenate(guess), np.concatenate(owner), missing
+    return _Predicted(
+        np.concatenate(truth), np.concatenate(output), np.concatenate(owner), np.concatenate(place), missing
+    )
 
 
-def _by_class(truth: NDArray[np.int64], guess: NDArray[np.int64], states: str) -> dict[str, float]:
-    from sklearn.metrics import f1_score, recall_score
-
-    classes = list(range(len(states)))
-    found = {"macro F1": float(f1_score(truth, guess, labels=classes, average="macro", zero_division=0.0))}
-    shares = recall_score(truth, guess, labels=classes, average=None, zero_division=0.0)
-    return found | {f"recall {state}": float(share) for state, share in zip(states, shares, strict=True)}
+def _table(proteins: Sequence[Labelled], found: _Predicted, states: Sequence[str]) -> Mapping[str, Sequence[Any]]:
+    """Returns a table of what was predicted, a row a protein: an entry a residue, a text where classes are letters."""
+    table: dict[str, list[Any]] = {"id": [], "sequence": [], "label": [], "output": []}
+    ends = np.cumsum(np.bincount(found.owner, minlength=len(proteins)))[:-1]
+    columns = [np.split(of, ends) for of in (found.place, found.truth, found.output)]
+    for protein, place, truth, output in zip(proteins, *columns, strict=True):
+        table["id"].append(protein.id)
+        table["sequence"].append(protein.sequence)
+        for name, values in (("label", truth), ("output", output)):
+            row: list[Any] = [UNKNOWN if states else None] * len(protein.sequence)
+            for at, value in zip(place.tolist(), values.tolist(), strict=True):
+                row[at] = states[value] if states else value
+            table[name].append("".join(row) if states and all(len(state) == 1 for state in states) else row)
+    return table

@@ -1,35 +1,39 @@
-"""Zero-shot retrieval of relatives by the cosine of pooled features: ``scope-retrieval`` and ``sim-retrieval``."""
+"""Zero-shot retrieval of relatives by the cosine of pooled features: what definitions say, and ``sim-retrieval``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
 from protloom.contracts import TaskResult
-from protloom.errors import UserError
+from protloom.errors import UserError, did_you_mean
 from protloom.scoring import percentile_interval
 from protloom.settings import Section
 from protloom_tasks import intervals, metrics
-from protloom_tasks.datasets import scope, simulated
-from protloom_tasks.datasets.files import locate, sha256, status
+from protloom_tasks.datasets import simulated
 from protloom_tasks.datasets.proteins import draw
+from protloom_tasks.datasets.selection import Reader, sources, text_of
+from protloom_tasks.definition import Scored, load_as
+from protloom_tasks.definition_kinds import RetrievalDefinition
 from protloom_tasks.floors import Composition, Floor, Kmer2, Length
+from protloom_tasks.task_base import DefinedTask, TaskBase
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.contracts import Subject
-    from protloom_tasks.datasets.scope import Domains
+    from protloom_tasks.datasets.files import Source
 
 RANKS = (1, 10, 30)
 """The k of every Recall@k."""
 
 DEFINITION = (
-    "Recall@k: share of queries with at least one domain of their {level} among the k most similar by cosine of pooled"
-    " features; queries that cannot succeed count as misses, 'eligible' leaves them out"
+    "Recall@k: share of queries with at least one of the {item} of their {level} among the k most similar by cosine of"
+    " pooled features; queries that cannot succeed count as misses, 'eligible' leaves them out"
 )
 
 
@@ -137,20 +141,13 @@ def summarise(
     )
 
 
-class _Retrieval:
+class _Retrieval(TaskBase):
     """What both tasks share: the pooled features and the floors."""
 
     config: RetrievalConfig
 
-    def check(self) -> None:
-        """Needs no data."""
-
-    def floors(self) -> Mapping[str, Subject]:
-        """Returns 2-mers, composition and length."""
-        return dict(self._floors())
-
-    def _floors(self) -> dict[str, Floor]:
-        return {floor.name: floor for floor in (Kmer2(), Composition(), Length())}
+    def _floors(self) -> Sequence[Floor]:
+        return Kmer2(), Composition(), Length()
 
     def _pooled(self, subject: Subject, sequences: Sequence[str]) -> tuple[NDArray[np.float32], int]:
         """Returns finite features, zero (similar to nothing) where the subject has none, and how many those are."""
@@ -159,86 +156,133 @@ class _Retrieval:
         return np.where(bad, np.float32(0), vectors), int(bad.sum())
 
 
-class ScopeConfig(RetrievalConfig):
-    """Options of ``scope-retrieval``."""
+class DefinedConfig(RetrievalConfig):
+    """Options of a retrieval task that a definition says."""
 
-    level: Literal["fold", "superfamily", "family"] = Field(default="family", description="Level of the main metric")
+    definition: str = Field(description="A shipped definition, or the path of a YAML file")
+    variant: str | None = Field(default=None, description="Which of its variants")
     data_dir: str | None = Field(default=None, description="Data folder; default: PROTLOOM_DATA")
+    level: str | None = Field(default=None, description="Level of the main metric; default: the definition's")
 
 
-class ScopeRetrieval(_Retrieval):
-    """Every SCOPe domain searches all others.
+@dataclass(frozen=True)
+class _Items:
+    """What searches and is searched: names, residues, and of each level the number of every item's class."""
+
+    ids: Sequence[str]
+    sequences: Sequence[str]
+    labels: Mapping[str, NDArray[np.int64]]
+    details: Mapping[str, Any]
+
+
+class RetrievalTask(DefinedTask[RetrievalDefinition], _Retrieval):
+    """Every sequence of a definition searches all others.
 
     Args:
-        config: level of the main metric, pooling, where the data are.
+        config: which definition, level of the main metric, pooling.
+
+    Raises:
+        UserError: the definition is wrong, or has no such level.
     """
 
-    name = "scope-retrieval"
+    def __init__(self, config: DefinedConfig) -> None:
+        super().__init__(load_as(RetrievalDefinition, config.definition, config.variant), config.data_dir)
+        self.config: DefinedConfig = config
+        self._level = config.level or self.definition.level
+        if self._level not in self.definition.levels:
+            raise UserError(
+                f"{self.name}: no level {self._level!r}.{did_you_mean(self._level, self.definition.levels)}"
+            )
+        self._items: _Items | None = None
 
-    def __init__(self, config: ScopeConfig) -> None:
-        self.config: ScopeConfig = config
-        self._loaded: tuple[Domains, dict[str, str]] | None = None
-
-    def check(self) -> None:
-        """Raises UserError if the file is missing."""
-        locate(self.config.data_dir, scope.SCOPE)
+    def _sources(self) -> Sequence[Source]:
+        return sources(self.definition, self.definition.all_tables())
 
     def card(self) -> Mapping[str, Any]:
         """Describes the task."""
-        source = scope.SCOPE
+        said = self.definition
         return {
-            "title": "retrieval of SCOPe 2.04 domains (30 % identity), zero-shot",
+            "title": said.title,
             "kind": "retrieval, no training",
-            "metric": f"Recall@10:{self.config.level}",
+            "metric": f"Recall@10:{self._level}",
             "better": "higher",
-            "also": _names(*scope.LEVELS),
-            "definition": DEFINITION.format(level=self.config.level),
-            "splits": "9806 domains, each searches all others (7199 have another member of their family)",
+            "also": _names(*said.levels),
+            "definition": DEFINITION.format(level=self._level, item=said.item),
+            "splits": f"none: each of the {said.item} searches all others",
             "probe": "none",
-            "options": self.config.model_dump(exclude={"data_dir"}),
-            "floors": {name: floor.summary for name, floor in self._floors().items()},
+            "options": self.config.model_dump(exclude={"data_dir", "definition", "variant"}),
             "interval": "bootstrap over queries",
-            "citation": "Fox, Brenner and Chandonia 2014 (SCOPe)",
-            "data": {source.path: {"from": source.origin, "licence": source.licence}},
-            "status": {source.path: status(self.config.data_dir, source)},
-            "simulated": False,
+            **self._tail(),
         }
 
     def sequences(self, split: str) -> Sequence[str]:
-        """Returns all domains for ``test``; see :class:`protloom.contracts.HasSequences`."""
-        return self._data()[0].sequences if split == "test" else ()
+        """Returns all sequences for ``test``; see :class:`protloom.contracts.HasSequences`."""
+        return self._read().sequences if split == "test" else ()
 
-    def _data(self) -> tuple[Domains, dict[str, str]]:
-        if self._loaded is None:
-            path = locate(self.config.data_dir, scope.SCOPE)
-            self._loaded = scope.read_scope(path), {scope.SCOPE.path: sha256(path)}
-        return self._loaded
+    def _read(self) -> _Items:
+        if self._items is None:
+            reader = Reader(self.definition, self._data_dir, self._folder)
+            try:
+                self._items = _read(self.definition, reader)
+            except UserError as error:
+                raise UserError(f"{self.name}: {error}") from None
+        return self._items
 
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
         """Scores a subject; see :class:`protloom.contracts.Task`."""
-        domains, files = self._data()
-        kept = draw(len(domains.ids), limit, seed, 0)
+        items, what = self._read(), self.definition.item
+        kept = draw(len(items.ids), limit, seed, 0)
         if len(kept) < 2:
-            raise UserError(f"{self.name}: {len(kept)} domains; retrieval needs two at least")
-        vectors, missing = self._pooled(subject, [domains.sequences[i] for i in kept])
-        labels = {level: of[kept] for level, of in domains.labels.items()}
+            raise UserError(f"{self.name}: {len(kept)} {what}; retrieval needs two at least")
+        labels = {level: of[kept] for level, of in items.labels.items()}
+        if not metrics.eligible(labels[self._level]).any():
+            able = int(metrics.eligible(items.labels[self._level]).sum())
+            why = "" if limit is None else f"; of all {len(items.ids)}, {able} have one: raise --limit"
+            raise UserError(f"{self.name}: none of {len(kept)} {what} has another of its {self._level}{why}")
+        vectors, missing = self._pooled(subject, [items.sequences[i] for i in kept])
         return summarise(
             recalls(vectors, labels),
-            f"Recall@10:{self.config.level}",
+            f"Recall@10:{self._level}",
             chance=chances(labels),
             task=self.name,
-            items=[domains.ids[i] for i in kept],
+            items=[items.ids[i] for i in kept],
             groups=None,
-            unit="domains",
+            unit=what,
             seed=seed,
-            details={"files": files, "available": len(domains.ids), "limit": limit, "without_features": missing},
+            details={
+                **items.details,
+                "available": len(items.ids),
+                "limit": limit,
+                "without_features": missing,
+            },
         )
+
+
+def _read(definition: RetrievalDefinition, reader: Reader) -> _Items:
+    """Reads the rows of a definition; those without a sequence or without a class of some level are left out."""
+    ids: list[str] = []
+    sequences: list[str] = []
+    names: dict[str, list[str]] = {level: [] for level in definition.levels}
+    for where, cells in reader.rows(definition.rows):
+        sequence = reader.sequence(cells, definition.sequence, where).replace("*", "")
+        own = {level: text_of(cells, level, where).strip() for level in definition.levels}
+        if not sequence or not all(own.values()):
+            reader.counts["no sequence" if not sequence else "no class"] += 1
+            continue
+        ids.append(text_of(cells, definition.id, where) if definition.id else sequence)
+        sequences.append(sequence)
+        for level, name in own.items():
+            names[level].append(name)
+    labels = {level: np.unique(of, return_inverse=True)[1].astype(np.int64) for level, of in names.items()}
+    left_out = {reason: n for reason, n in reader.counts.items() if n}
+    return _Items(ids, sequences, labels, {"files": reader.files, "left_out": left_out})
 
 
 class SimRetrievalConfig(RetrievalConfig, simulated.SimulatedConfig):
     """Options of ``sim-retrieval``."""
 
-    queries: int = Field(default=300, ge=1, description="Queries, drawn by seed from test superfamilies")
+    split: Scored = Field(default="valid", description="Superfamilies that queries are of")
+    queries: int = Field(default=300, ge=1, description="Queries, drawn by seed")
     database: int = Field(default=2000, ge=1, description="Domains searched, drawn by seed from training superfamilies")
 
 
@@ -252,6 +296,7 @@ class SimRetrieval(_Retrieval):
     """
 
     name = "sim-retrieval"
+    simulated = True
     main = "Recall@1:fold"
 
     def __init__(self, config: SimRetrievalConfig) -> None:
@@ -266,19 +311,16 @@ class SimRetrieval(_Retrieval):
             "metric": self.main,
             "better": "higher",
             "also": _names("fold"),
-            "definition": DEFINITION.format(level="fold"),
-            "splits": f"{self.config.queries} queries of test superfamilies search {self.config.database} domains of"
-            " training superfamilies, so a hit has another superfamily; a model that never saw the queries'"
+            "definition": DEFINITION.format(level="fold", item="domains"),
+            "splits": f"{self.config.queries} queries of {self.config.split} superfamilies search"
+            f" {self.config.database} domains of training superfamilies, so a hit has another superfamily; a model that never saw the queries'"
             " superfamilies was trained on demo:?split=train",
             "probe": "none",
             "options": self.config.model_dump(),
-            "floors": {name: floor.summary for name, floor in self._floors().items()},
             "interval": "bootstrap over families of queries",
             "citation": "this project; see the page on the simulated proteome",
             "licence": "part of this project",
-            "data": {},
-            "status": {},
-            "simulated": True,
+            **self._tail(),
         }
 
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
@@ -287,7 +329,7 @@ class SimRetrieval(_Retrieval):
             self._proteome = simulated.make(self.config)
         proteome = self._proteome
         sizes = [n if limit is None else min(n, limit) for n in (self.config.queries, self.config.database)]
-        asked = simulated.choose(proteome, "test", sizes[0], seed)
+        asked = simulated.choose(proteome, self.config.split, sizes[0], seed)
         searched = simulated.choose(proteome, "train", sizes[1], seed)
         queries, missing = self._pooled(subject, [proteome.sequence(i) for i in asked.tolist()])
         database, _ = self._pooled(subject, [proteome.sequence(i) for i in searched.tolist()])
@@ -304,6 +346,7 @@ class SimRetrieval(_Retrieval):
             seed=seed,
             details={
                 **simulated.provenance(self.config),
+                "split": self.config.split,
                 "limit": limit,
                 "without_features": missing,
                 "folds_searched": len(np.unique(fold[searched])),

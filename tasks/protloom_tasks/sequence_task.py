@@ -18,7 +18,7 @@ from protloom_tasks.datasets import tables
 from protloom_tasks.datasets.proteins import draw
 from protloom_tasks.datasets.selection import sources
 from protloom_tasks.definition import Scored, load_as
-from protloom_tasks.definition_kinds import SequenceDefinition, SplitDefinition
+from protloom_tasks.definition_kinds import SequenceDefinition, described
 from protloom_tasks.floors import Composition, Floor, Kmer2, Length, OneHot
 from protloom_tasks.probe_options import ProbeOptions
 from protloom_tasks.resampling import Resamples
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from protloom.contracts import Subject
     from protloom_tasks.datasets.files import Source
     from protloom_tasks.datasets.tables import Row, Rows
-    from protloom_tasks.definition import Table
 
 DEFINITIONS: Mapping[str, str] = {
     "Spearman": "correlation of the ranks of prediction and label over the rows of the split, ties at their mean rank",
@@ -276,17 +275,3 @@ def _predictions(data: _Data, output: NDArray[np.float64]) -> Mapping[str, Seque
     else:
         table["output"] = [[data.classes[i] for i in np.flatnonzero(row > 0).tolist()] for row in output]
     return table
-
-
-def described(said: SplitDefinition) -> str:
-    """Returns in words which rows each split holds."""
-    parts = [f"{split}: {', '.join(dict.fromkeys(map(_described, of)))}" for split, of in said.splits.items()]
-    for carve in said.carve:
-        by = "both proteins" if carve.partners else carve.by or said.group or "the sequence"
-        parts.append(f"{carve.split}: {carve.share:.0%} of {carve.source}, by a hash of {by}")
-    return "; ".join(parts)
-
-
-def _described(table: Table) -> str:
-    rows = " and ".join(f"{column} = {' or '.join(filter(None, of))}" for column, of in table.where.items())
-    return f"{table.file} ({rows})" if rows else table.file

@@ -13,17 +13,20 @@ import pytest
 from protloom.contracts import Task
 from protloom.errors import UserError
 from protloom_tasks import floors
-from protloom_tasks.datasets import scope
-from protloom_tasks.datasets.files import locate
+from protloom_tasks.datasets.proteins import draw
 from protloom_tasks.retrieval import (
     RANKS,
-    ScopeConfig,
-    ScopeRetrieval,
+    DefinedConfig,
+    RetrievalTask,
     SimRetrieval,
     SimRetrievalConfig,
     chances,
     recalls,
 )
+
+
+def scope(data_dir: Path, **options: Any) -> RetrievalTask:
+    return RetrievalTask(DefinedConfig(definition="scope-retrieval", data_dir=str(data_dir), **options))
 
 
 class Placed(floors.Floor):
@@ -89,14 +92,14 @@ def small_scope(tmp_path: Path) -> Path:
         "d3,WWWW,a,a.1,a.1.2,a.1.2.1",
         "d4,GGGG,b,b.1,b.1.1,b.1.1.1",
     ]
-    file = tmp_path / scope.SCOPE.path
+    file = tmp_path / "scope_retrieval" / "scope204_30id.csv.gz"
     file.parent.mkdir()
     file.write_bytes(gzip.compress("\n".join(["id,sequence,class,fold,superfamily,family", *rows]).encode()))
     return tmp_path
 
 
 def test_levels_eligibility_and_counts(small_scope: Path) -> None:
-    task = ScopeRetrieval(ScopeConfig(data_dir=str(small_scope)))
+    task = scope(small_scope)
     assert isinstance(task, Task)
     # d1 and d3 are neighbours, d2 and d4 are
     subject = Placed({"MKTA": (1, 0), "WWWW": (1, 0.1), "MKTC": (0, 1), "GGGG": (0.1, 1)})
@@ -109,17 +112,17 @@ def test_levels_eligibility_and_counts(small_scope: Path) -> None:
     assert result.metrics["Recall@10:family eligible"] == 1
     assert result.details["eligible_queries"] == 2
     assert result.per_item.tolist() == [1, 1, 0, 0]
-    assert ScopeRetrieval(ScopeConfig(data_dir=str(small_scope), level="fold")).run(subject).value == 0.75
+    assert scope(small_scope, level="fold").run(subject).value == 0.75
 
 
 def test_domains_without_features_are_counted(small_scope: Path) -> None:
     nan = float("nan")
     subject = Placed({"MKTA": (1, 0), "WWWW": (nan, nan), "MKTC": (1, 0.2), "GGGG": (0.1, 1)})
-    result = ScopeRetrieval(ScopeConfig(data_dir=str(small_scope))).run(subject)
+    result = scope(small_scope).run(subject)
     assert result.details["without_features"] == 1
     assert result.metrics["Recall@1:family"] == 0.5
-    with pytest.raises(UserError, match="needs two at least"):
-        ScopeRetrieval(ScopeConfig(data_dir=str(small_scope))).run(subject, limit=1)
+    with pytest.raises(UserError, match="1 domains; retrieval needs two at least"):
+        scope(small_scope).run(subject, limit=1)
 
 
 def test_simulated_hits_are_always_another_superfamily() -> None:
@@ -132,7 +135,8 @@ def test_simulated_hits_are_always_another_superfamily() -> None:
     assert result.details["queries"] == 40
     proteome = task._proteome
     assert proteome is not None
-    asked = set(proteome.superfamily[proteome.indices("test")].tolist())
+    assert result.details["split"] == "valid"
+    asked = set(proteome.superfamily[proteome.indices("valid")].tolist())
     assert not asked & set(proteome.superfamily[proteome.indices("train")].tolist())
     # a subject that knows the fold finds it, unless no other superfamily has it
     fold = {proteome.sequence(i): np.eye(50)[proteome.fold[i]] for i in range(len(proteome))}
@@ -141,10 +145,53 @@ def test_simulated_hits_are_always_another_superfamily() -> None:
     assert told.value == told.details["eligible_queries"] / 40
 
 
+def test_a_limit_that_leaves_no_query_a_chance_says_so(small_scope: Path) -> None:
+    # of four domains two are drawn; only d1 and d2 are of one family
+    subject = floors.Composition()
+    drawn = {seed: sorted(draw(4, 2, seed, 0).tolist()) for seed in range(200)}
+    hopeless = next(seed for seed, kept in drawn.items() if kept != [0, 1])
+    lucky = next(seed for seed, kept in drawn.items() if kept == [0, 1])
+    with pytest.raises(UserError, match="none of 2 domains has another of its family; of all 4, 2 have one: raise"):
+        scope(small_scope).run(subject, seed=hopeless, limit=2)
+    assert scope(small_scope).run(subject, seed=lucky, limit=2).value == 1
+
+
+def test_retrieval_without_code(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(
+        '{"s": "MKTA", "kind": "x", "use": 1}\n{"s": "MKTC", "kind": "x", "use": 1}\n'
+        '{"s": "WWWW", "kind": "y", "use": 0}\n'
+        '{"s": "GGGG", "kind": null, "use": 1}\n{"s": "", "kind": "x", "use": 1}\n'
+        '{"s": "AWWW", "kind": "y", "use": 1}\n'
+    )
+    text = (
+        "title: t\nkind: retrieval\nsequence: s\nlevels: kind\nlevel: kind\norigin: here\nlicence: none\n"
+        "rows: {file: r.jsonl, where: {use: 1}}\n"
+    )
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    task = RetrievalTask(DefinedConfig(definition=str(path)))
+    result = task.run(Placed({"MKTA": (1, 0), "MKTC": (0.9, 0.1), "AWWW": (0, 1)}))
+    assert task.name == "mine"
+    assert result.details["left_out"] == {"no class": 1, "no sequence": 1}
+    assert result.metrics["Recall@1:kind"] == pytest.approx(2 / 3)
+    assert result.metrics["Recall@1:kind eligible"] == 1
+    assert result.unit == "sequences"
+    assert list(task.sequences("test")) == ["MKTA", "MKTC", "AWWW"]
+    with pytest.raises(UserError, match=r"mine: no level 'kid'\. Did you mean 'kind'"):
+        RetrievalTask(DefinedConfig(definition=str(path), level="kid"))
+    path.write_text(text.replace("level: kind\n", "level: fold\n"))
+    with pytest.raises(UserError, match=r"mine\.yaml: level: 'fold' is none of the levels kind"):
+        RetrievalTask(DefinedConfig(definition=str(path)))
+    path.write_text(text.replace("levels: kind", "levels: clan").replace("level: kind", "level: clan"))
+    with pytest.raises(UserError, match=r"mine: .*r\.jsonl, line 1: no column 'clan'; it has s, kind, use"):
+        RetrievalTask(DefinedConfig(definition=str(path))).run(floors.Kmer2())
+
+
 def test_real_domains(shared_data: Path) -> None:
-    domains = scope.read_scope(locate(str(shared_data), scope.SCOPE))
-    assert len(domains.ids) == len(set(domains.ids)) == 9806
-    assert {level: len(np.unique(of)) for level, of in domains.labels.items()} == {
+    items = scope(shared_data)._read()
+    assert len(items.ids) == len(set(items.ids)) == 9806
+    assert items.details["left_out"] == {}
+    assert {level: len(np.unique(of)) for level, of in items.labels.items()} == {
         "fold": 1204,
         "superfamily": 1976,
         "family": 4254,
@@ -152,7 +199,7 @@ def test_real_domains(shared_data: Path) -> None:
 
 
 def test_real_floor_is_the_measured_one(shared_data: Path) -> None:
-    result = ScopeRetrieval(ScopeConfig(data_dir=str(shared_data))).run(floors.Kmer2())
+    result = scope(shared_data).run(floors.Kmer2())
     measured = {"fold": (0.034, 0.143, 0.251), "superfamily": (0.023, 0.101, 0.191), "family": (0.012, 0.050, 0.092)}
     for level, values in measured.items():
         for k, value in zip(RANKS, values, strict=True):

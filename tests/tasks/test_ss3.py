@@ -1,10 +1,8 @@
-"""Secondary structure: readers, floors, the probe, and the real data."""
+"""Labels of residues: floors, the probe, its draws, simulated secondary structure."""
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +11,9 @@ import pytest
 from protloom.contracts import Subject, Task
 from protloom.errors import UserError
 from protloom_tasks import floors, probes
-from protloom_tasks.datasets import secondary_structure as data
-from protloom_tasks.datasets.files import locate, sha256
 from protloom_tasks.datasets.proteins import Labelled, Splits, draw, draw_spread, without_duplicates
-from protloom_tasks.residue_probe import ProbeConfig, score
-from protloom_tasks.secondary_structure import SimSs3, SimSs3Config, Ss3, Ss3Config
+from protloom_tasks.residue_probe import Measure, ProbeConfig, score
+from protloom_tasks.secondary_structure import SimSs3, SimSs3Config
 
 
 class Told(floors.Floor):
@@ -52,7 +48,7 @@ def toy() -> tuple[Splits, dict[str, np.ndarray]]:
 
 def run(subject: Subject, splits: Splits, **options: Any) -> Any:
     config = ProbeConfig(**options)
-    return score(subject, splits, config, task="t", metric="Q3", states="HEC", unit="proteins", seed=0)
+    return score(subject, splits, config, Measure("Q3", "Q3", "HEC"), task="t", unit="proteins", seed=0)
 
 
 def test_floors_and_tasks_meet_the_contracts() -> None:
@@ -60,7 +56,6 @@ def test_floors_and_tasks_meet_the_contracts() -> None:
         assert isinstance(floor(), Subject)
         assert floor().name.startswith("floor:")
     assert isinstance(SimSs3(SimSs3Config()), Task)
-    assert isinstance(Ss3(Ss3Config(test="casp12")), Task)
 
 
 def test_one_hot_windows_by_brute_force() -> None:
@@ -222,90 +217,16 @@ def test_simulated_task_is_reproducible_and_held_out() -> None:
     assert result.interval == again.interval
     assert result.items == again.items
     assert 0.34 < result.value < 0.95
-    splits = SimSs3(config)._load(0, None)
-    assert len(splits.train) == 40
-    assert len(splits.test) == 20
-    assert not {p.group for p in splits.train} & {p.group for p in splits.test}
+    held_out = {}
+    for split in ("valid", "test"):
+        splits = SimSs3(config.model_copy(update={"split": split}))._load(0, None)
+        assert len(splits.train) == 40
+        assert len(splits.test) == 20
+        assert not {p.group for p in splits.train} & {p.group for p in splits.test}
+        held_out[split] = {p.group for p in splits.test}
+    assert not held_out["valid"] & held_out["test"]
+    assert result.details["split"] == "valid"
     small = SimSs3(config).run(floors.OneHot(3), limit=6)
     assert small.details["limit"] == 6
     assert small.details["train_proteins"] == small.details["test_proteins"] == 6
     assert small.items != result.items
-
-
-# ------------------------------------------------------------------------------------------------------- files
-
-
-def write(folder: Path, rows: Sequence[str], name: str = "CASP12.csv") -> Path:
-    path = folder / name
-    path.write_text("\n".join(["input,dssp3,dssp8,disorder,cb513_mask", *rows]) + "\n")
-    return path
-
-
-def test_masks_are_read_and_bad_rows_are_named(tmp_path: Path) -> None:
-    path = write(tmp_path, ["MKTA,HECC,HECC,1.0 0.0 1.0 1.0,1", 'MK,HE,HE,"0.0,1.0",1'])
-    first, second = data.read_test(path, "casp12")
-    assert first.labels.tolist() == [0, -1, 2, 2]
-    assert second.labels.tolist() == [-1, 1]
-    write(tmp_path, ["MKTA,HEC,HECC,1.0 0.0 1.0 1.0,1"])
-    with pytest.raises(UserError, match=r"row 1: 4 residues, 3 states, 4 mask values"):
-        data.read_test(path, "casp12")
-    write(tmp_path, ["MKTA,HEXC,HECC,1.0 0.0 1.0 1.0,1"])
-    with pytest.raises(UserError, match="row 1: state 'X'"):
-        data.read_test(path, "casp12")
-    write(tmp_path, ["MKTA,HECC"])
-    with pytest.raises(UserError, match="line 2: not 5 cells"):
-        data.read_test(path, "casp12")
-    write(tmp_path, ["MKTA,HECC,HECC,1.0 yes 1.0 1.0,1"])
-    with pytest.raises(UserError, match="row 1: mask"):
-        data.read_test(path, "casp12")
-    path.write_text("sequence,dssp3\n")
-    with pytest.raises(UserError, match="no column 'input'"):
-        data.read_test(path, "casp12")
-
-
-def test_damaged_and_missing_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PROTLOOM_DATA", raising=False)
-    task = Ss3(Ss3Config(test="casp12"))
-    with pytest.raises(UserError, match=r"--data-dir or PROTLOOM_DATA; it comes from github.com/J-SNACKKB/FLIP"):
-        task.run(floors.OneHot())
-    with pytest.raises(UserError, match="no folder"):
-        locate(str(tmp_path / "nowhere"), data.NETSURFP)
-    monkeypatch.setenv("PROTLOOM_DATA", str(tmp_path))
-    with pytest.raises(UserError, match=r"no file .*netsurfp.*licence: AFL-3.0"):
-        task.run(floors.OneHot())
-    assert task.card()["status"][data.NETSURFP.path].startswith("missing")
-    (tmp_path / "secondary_structure").mkdir()
-    whole = gzip.compress(b"id,split,sequence,ss3,resolved_mask\n" + b"a,train,MK,HE,11\n" * 500)
-    file = tmp_path / data.NETSURFP.path
-    file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="damaged"):
-        data.read_netsurfp(locate(None, data.NETSURFP))
-    file.write_bytes(gzip.compress(b"id,split,sequence,ss3,resolved_mask\na,tarin,MK,HE,11\n"))
-    with pytest.raises(UserError, match="split 'tarin' is none of train, valid, test"):
-        data.read_netsurfp(file)
-
-
-def test_real_rows(shared_data: Path) -> None:
-    splits = data.read_netsurfp(locate(str(shared_data), data.NETSURFP))
-    assert {name: len(rows) for name, rows in splits.items()} == {"train": 9712, "valid": 1080, "test": 364}
-    scored = sum(int((p.labels >= 0).sum()) for rows in splits.values() for p in rows)
-    assert scored == 2_658_218
-    wanted = {"casp12": (20, 20, 6004), "cb513": (511, 432, 140_486), "ts115": (115, 115, 27_501)}
-    for name, (rows, distinct, residues) in wanted.items():
-        proteins = data.read_test(locate(str(shared_data), data.TESTS[name]), name)
-        assert len(proteins) == rows
-        assert len({p.group for p in proteins}) == distinct
-        assert sum(int((p.labels >= 0).sum()) for p in proteins) == residues
-
-
-def test_real_task_with_the_floor(shared_data: Path) -> None:
-    task = Ss3(Ss3Config(test="casp12", data_dir=str(shared_data), train_proteins=150, train_residues=10_000))
-    result = task.run(floors.OneHot(7))
-    # a linear window of letters is known to reach about 60 % (GOR, Garnier et al. 1978 ff.)
-    assert 0.52 < result.value < 0.68
-    assert result.n == 20
-    assert result.details["available"] == {"train": 9712, "valid": 1080, "test": 20}
-    file = shared_data / "secondary_structure" / "CASP12.csv"
-    assert result.details["files"]["secondary_structure/CASP12.csv"] == sha256(file)
-    every = Ss3(Ss3Config(test="ts115", data_dir=str(shared_data), train_proteins=None))._load(0, None)
-    assert without_duplicates(every.train, every.test)[1] == 1  # one TS115 chain is a training chain

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import hashlib
 import os
-import zlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
 
 from protloom.errors import UserError
 
@@ -70,31 +65,3 @@ def sha256(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_csv(path: Path, source: Source) -> Iterator[Mapping[str, str]]:
-    """Yields the rows of a CSV file, which may be gzip.
-
-    Raises:
-        UserError: if a column is missing, a row is ragged, or the file is damaged; names file and line.
-    """
-    try:
-        with _open(path) as file:
-            reader = csv.DictReader(file)
-            absent = [name for name in source.columns if name not in (reader.fieldnames or ())]
-            if absent:
-                raise UserError(
-                    f"{path}: no column {absent[0]!r}; it has {', '.join(reader.fieldnames or ()) or 'none'}"
-                )
-            for row in reader:
-                if None in row or any(value is None for value in row.values()):
-                    raise UserError(f"{path}, line {reader.line_num}: not {len(reader.fieldnames or ())} cells")
-                yield row
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: damaged ({error}); get it again from {source.origin}") from error
-
-
-def _open(path: Path) -> IO[str]:
-    if path.suffix == ".gz":
-        return cast("IO[str]", gzip.open(path, "rt", encoding="utf-8", newline=""))
-    return path.open(encoding="utf-8", newline="")

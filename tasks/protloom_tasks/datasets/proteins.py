@@ -19,13 +19,13 @@ class Labelled:
     Attributes:
         id: its name.
         sequence: residues as letters.
-        labels: ``[L]`` class of each residue, −1 where none is known.
+        labels: ``[L]`` class of each residue, −1 where none is known; or its number, NaN where none is known.
         group: proteins of one group are resampled together: they are not independent.
     """
 
     id: str
     sequence: str
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     group: str
 
 

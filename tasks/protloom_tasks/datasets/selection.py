@@ -29,7 +29,8 @@ VALUES_SHOWN = 8
 def source_of(definition: TableDefinition, table: Table) -> Source:
     """Returns what a table's file is and where it comes from."""
     own = table.columns if isinstance(table.columns, Mapping) else {}
-    columns = dict.fromkeys([*(own.get(name, name) for name in definition.all_columns()), *own.values()])
+    named = [*(own.get(name, name) for name in definition.all_columns()), *own.values()]
+    columns = dict.fromkeys(name for name in named if name is not None)
     return Source(table.file, table.origin or definition.origin, table.licence or definition.licence, tuple(columns))
 
 
@@ -83,7 +84,7 @@ class Reader:
         selected = total = 0
         for place, cells in formats.rows(path, source, header):
             total += 1
-            row = {**cells, **{here: cells[there] for here, there in renamed.items()}}
+            row = {**cells, **{here: cells[there] for here, there in renamed.items() if there is not None}}
             for column in table.where:
                 if column not in row:
                     raise UserError(f"{path}: no column {column!r} for 'where'.{did_you_mean(column, row)}")

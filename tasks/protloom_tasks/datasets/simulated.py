@@ -9,13 +9,15 @@ from pydantic import Field
 
 from protloom.settings import Section
 from protloom_tasks.datasets.proteins import Labelled, draw_spread
-from protloom_tasks.datasets.secondary_structure import STATES
 from protloom_tasks.simulated.proteome import VERSION, Proteome, simulate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["NOTE", "Proteome", "SimulatedConfig", "choose", "make", "provenance", "structures"]
+__all__ = ["NOTE", "STATES", "Proteome", "SimulatedConfig", "choose", "make", "provenance", "structures"]
+
+STATES = "HEC"
+"""Helix, strand, coil: classes 0, 1 and 2."""
 
 NOTE = "SIMULATED proteins: good for comparing models, no evidence about real proteins"
 
