@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.contracts import Architecture, Tokenizer
+    from protloom.embedding_cache import EmbeddingCache
     from protloom.variants import Variant
 
     F32 = NDArray[np.float32]
@@ -31,6 +32,8 @@ LongPolicy = Literal["auto", "crop", "window", "skip"]
 
 WINDOW = 256
 """Sequences of which :meth:`Embedder.residues` holds features at once, at least; bounds its memory."""
+CHUNK = 2048
+"""Sequences pooled, and kept in a cache, at once: what a killed process loses."""
 
 
 class Embedder:
@@ -53,11 +56,13 @@ class Embedder:
         dtype: compute in this precision by autocast; None: the network's own. Features are float32 in any case.
         name: what tables call it.
         summary: what it is, in a few words.
+        cache: where features are looked for before they are computed, and kept; used once ``provenance`` tells the
+            ``weights``. A value from there is what was computed then, bit by bit.
 
     Attributes:
-        provenance: what identifies it, for results; the maker fills it in.
-        counts: ``sequences`` (given), ``computed`` (distinct ones), ``cropped``, ``windowed`` and ``skipped`` so far;
-            ``tokens`` that the network saw.
+        provenance: what identifies it, for results and the cache; the maker fills it in.
+        counts: ``sequences`` (given), ``computed`` (distinct ones), ``cached`` (of those), ``cropped``, ``windowed``
+            and ``skipped`` so far; ``tokens`` that the network saw.
         memo: see :class:`protloom.contracts.Subject`.
 
     Raises:
@@ -78,6 +83,7 @@ class Embedder:
         dtype: torch.dtype | None = None,
         name: str = "model",
         summary: str = "frozen network",
+        cache: EmbeddingCache | None = None,
     ) -> None:
         depth = model.depth
         number = depth if layer is None else layer + depth + 1 if layer < 0 else layer
@@ -90,7 +96,7 @@ class Embedder:
         self.model, self.tokenizer, self.layer, self.name = model, tokenizer, number, name
         self.tokens_per_batch, self.max_length, self.long_policy = tokens_per_batch, max_length, long_policy
         self.prefix = tuple(tokenizer.prefix if prefix is None else prefix)
-        self.dtype, self.summary = dtype, summary
+        self.dtype, self.summary, self.cache = dtype, summary, cache
         self.provenance: dict[str, Any] = {"layer": number, "max_length": max_length, "long_policy": long_policy}
         module = cast("nn.Module", model)
         if device is not None:
@@ -123,7 +129,7 @@ class Embedder:
         for sequence in sequences:
             while sequence not in ready:
                 chunk = [s for _, s in zip(range(WINDOW), pending, strict=False)]
-                ready.update(self._residues_of(chunk, policy))
+                ready.update(self._kept_residues(chunk, policy))
             uses[sequence] -= 1
             yield ready[sequence] if uses[sequence] else ready.pop(sequence)
 
@@ -147,27 +153,15 @@ class Embedder:
         uses = Counter(sequences)
         self._count(sequences, uses, policy)
         distinct = list(uses)
-        rows = np.full((len(distinct), self.width), np.nan, dtype=np.float32)
-        short = [i for i, s in enumerate(distinct) if len(s) <= self.max_length or policy == "crop"]
-        cut = [distinct[i][: self.max_length] for i in short]
-        start = len(self.prefix)
-        stop = len(self.tokenizer.suffix)
-
-        def one(states: Tensor) -> Tensor:
-            if pool == "cls":
-                return states[0]
-            seen = states if include_specials else states[start : len(states) - stop]
-            return seen.mean(0) if pool == "mean" else seen.amax(0)
-
-        for batch in self._batches(cut):
-            vectors = self._run([cut[i] for i in batch], lambda parts: torch.stack([one(part) for part in parts]))
-            rows[[short[i] for i in batch]] = vectors.cpu().numpy()
-        if policy == "window":
-            for i in sorted(set(range(len(distinct))) - set(short)):
-                inner = self._residues_of([distinct[i]], policy)[distinct[i]]
-                rows[i] = inner.mean(0) if pool == "mean" else inner.max(0)
-        where = {sequence: i for i, sequence in enumerate(distinct)}
-        return rows[[where[s] for s in sequences]]
+        seen = [s for s in distinct if policy != "skip" or len(s) <= self.max_length]
+        known = self._kept(
+            {"pool": pool, "specials": include_specials, "long": policy},
+            seen,
+            lambda part: list(self._pooled(part, pool, policy, include_specials)[:, None]),
+        )
+        nothing = np.full(self.width, np.nan, dtype=np.float32)
+        rows = {s: row[0] for s, row in zip(seen, known, strict=True)}
+        return np.stack([rows.get(s, nothing) for s in sequences]) if sequences else np.empty((0, self.width), "f4")
 
     def contact_features(self, sequence: str) -> F32:
         """Returns attention maps as features of residue pairs, ``[L, L, layers * heads]``.
@@ -221,24 +215,84 @@ class Embedder:
 
     # ------------------------------------------------------------------------------------------------ machinery
 
+    def _kept(
+        self, space: dict[str, Any], sequences: Sequence[str], compute: Callable[[list[str]], list[F32]]
+    ) -> list[F32]:
+        """Returns ``[rows, D]`` of each sequence, from the cache where it is there, else computed and kept."""
+        cache = self.cache if "weights" in self.provenance else None
+        if cache is not None:
+            device = {"device": self.device.type, "torch": torch.__version__, "dtype": str(self.dtype)}
+            space = {**self.provenance, "prefix": list(self.prefix), **device, **space}
+        found = {} if cache is None else cache.get(space, sequences)
+        if found:
+            self.counts["cached"] += len(found)
+        missing = [i for i in range(len(sequences)) if i not in found]
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            part = [sequences[i] for i in chunk]
+            values = compute(part)
+            found.update(zip(chunk, values, strict=True))
+            if cache is not None:
+                cache.put(space, part, values)
+        return [found[i] for i in range(len(sequences))]
+
+    def _kept_residues(self, sequences: Sequence[str], policy: str) -> dict[str, F32]:
+        """Returns the features of distinct sequences' residues; none of those that are left out."""
+        seen = [s for s in sequences if policy != "skip" or len(s) <= self.max_length]
+
+        def compute(part: list[str]) -> list[F32]:
+            found = self._residues_of(part, policy)
+            return [found[s] for s in part]
+
+        rows = dict(zip(seen, self._kept({"pool": "none", "long": policy}, seen, compute), strict=True))
+        nothing = np.empty((0, self.width), dtype=np.float32)
+        return {s: rows.get(s, nothing) for s in sequences}
+
+    def _pooled(self, distinct: Sequence[str], pool: str, policy: str, include_specials: bool) -> F32:
+        """Returns ``[n, D]`` of distinct sequences."""
+        rows = np.empty((len(distinct), self.width), dtype=np.float32)
+        short = [i for i, s in enumerate(distinct) if len(s) <= self.max_length or policy == "crop"]
+        cut = [distinct[i][: self.max_length] for i in short]
+        rows[short] = self._pool_pass(cut, [(self.layer, pool)], include_specials)[self.layer, pool]
+        for i in sorted(set(range(len(distinct))) - set(short)):
+            inner = self._residues_of([distinct[i]], policy)[distinct[i]]
+            rows[i] = inner.mean(0) if pool == "mean" else inner.max(0)
+        return rows
+
+    def _pool_pass(
+        self, sequences: Sequence[str], wanted: Sequence[tuple[int, str]], include_specials: bool
+    ) -> dict[tuple[int, str], F32]:
+        """Returns ``[n, D]`` for several pairs of layer and pooling; the network sees each sequence once."""
+        start, stop = len(self.prefix), len(self.tokenizer.suffix)
+        rows = {key: np.empty((len(sequences), self.width), dtype=np.float32) for key in wanted}
+        layers = sorted({layer for layer, _ in wanted})
+
+        def one(states: Tensor, pool: str) -> Tensor:
+            if pool == "cls":
+                return states[0]
+            seen = states if include_specials else states[start : len(states) - stop]
+            return seen.mean(0) if pool == "mean" else seen.amax(0)
+
+        for batch in self._batches(sequences):
+            for layer, parts in self._run([sequences[i] for i in batch], layers).items():
+                for pool in [pool for at, pool in wanted if at == layer]:
+                    rows[layer, pool][batch] = torch.stack([one(part, pool) for part in parts]).cpu().numpy()
+        return rows
+
     def _residues_of(self, sequences: Sequence[str], policy: str) -> dict[str, F32]:
         """Returns the features of distinct sequences."""
         pieces: list[str] = []
         places: list[tuple[str, int, int, int]] = []  # (sequence, first residue kept, from, to) within the piece
         for sequence in sequences:
-            if policy == "skip" and len(sequence) > self.max_length:
-                continue
             for offset, begin, end in self._windows(len(sequence), policy):
                 pieces.append(sequence[offset : offset + self.max_length])
                 places.append((sequence, offset + begin, begin, end))
         start = len(self.prefix)
-        covered = {s: 0 if policy == "skip" and len(s) > self.max_length else len(s) for s in sequences}
-        if policy == "crop":
-            covered = {s: min(len(s), self.max_length) for s in sequences}
+        covered = {s: min(len(s), self.max_length) if policy == "crop" else len(s) for s in sequences}
         found = {s: np.empty((covered[s], self.width), dtype=np.float32) for s in sequences}
         for batch in self._batches(pieces):
             chunk = [pieces[i] for i in batch]
-            states = self._run(chunk, lambda parts: torch.cat(list(parts))).cpu().numpy()
+            states = torch.cat(self._run(chunk, [self.layer])[self.layer]).cpu().numpy()
             first = start  # of the piece's residues in ``states``
             for i, piece in zip(batch, chunk, strict=True):
                 sequence, target, begin, end = places[i]
@@ -276,19 +330,18 @@ class Embedder:
         if batch:
             yield batch
 
-    def _run(self, sequences: Sequence[str], reduce: Callable[[tuple[Tensor, ...]], Tensor]) -> Tensor:
-        """Returns ``reduce`` of the chosen layer's states, one ``[L + specials, D]`` a sequence."""
+    def _run(self, sequences: Sequence[str], layers: Sequence[int]) -> dict[int, tuple[Tensor, ...]]:
+        """Returns the states of layers, one ``[L + specials, D]`` a sequence."""
         tokens, cu = self.pack(sequences)
+        last, inner = max(layers), tuple(layer for layer in layers if layer < self.model.depth)
+        # the embedding's state needs no block, but stop_at=0 is not in the contract
+        stop_at = None if last == self.model.depth else max(1, last)
         with frozen(cast("nn.Module", self.model), self.dtype):
-            if self.layer == self.model.depth:
-                states = self.model.encode(tokens, cu).last
-            else:
-                # the embedding's state needs no block, but stop_at=0 is not in the contract
-                encoded = self.model.encode(tokens, cu, layers=(self.layer,), stop_at=max(1, self.layer))
-                states = encoded.layers[self.layer]
-            if not bool(torch.isfinite(states).all()):
+            encoded = self.model.encode(tokens, cu, layers=inner, stop_at=stop_at)
+            states = {layer: encoded.last if layer == self.model.depth else encoded.layers[layer] for layer in layers}
+            if not all(bool(torch.isfinite(of).all()) for of in states.values()):
                 raise UserError(f"{self.name}: hidden states are not finite: the weights are damaged or have diverged")
-            return reduce(torch.split(states.float(), list(cu.lengths)))
+            return {layer: torch.split(of.float(), list(cu.lengths)) for layer, of in states.items()}
 
     def pack(self, sequences: Sequence[str]) -> tuple[Tensor, Offsets]:
         """Returns the ids ``[T]`` of sequences end to end, special symbols included, and where each begins."""

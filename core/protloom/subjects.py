@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from protloom.contracts import Subject, Tokenizer
+    from protloom.embedding_cache import EmbeddingCache
     from protloom.plugin_loader import Component
     from protloom.plugins import Registry
     from protloom.weights import Pretrained
@@ -60,6 +61,7 @@ def open_subjects(
     prefix: str | None = None,
     twin: str | None = "random init",
     seed: int = 0,
+    cache: EmbeddingCache | None = None,
 ) -> tuple[Embedder, Embedder | None, tuple[str, ...]]:
     """Opens a model as a subject, with its random initialisation.
 
@@ -75,6 +77,7 @@ def open_subjects(
         prefix: name of one of the tokenizer's prefixes; None: the one that it puts by default.
         twin: what tables call the random initialisation; None: make none.
         seed: of its weights.
+        cache: of features, for both.
 
     Returns:
         (model, random initialisation or None, notes for the user).
@@ -99,6 +102,7 @@ def open_subjects(
             dtype=dtype,
             name=name,
             summary=summary,
+            cache=cache,
         )
         if prefix is not None:
             made.provenance["prefix"] = prefix

@@ -13,6 +13,7 @@ from protloom.cli import common
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
+    from protloom.embedding_cache import EmbeddingCache
     from protloom.plugins import Registry
     from protloom.task_results import ResultFolder
     from protloom.task_run import Built, Report, Request
@@ -58,6 +59,11 @@ def configure(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--out", metavar="DIR", help="keep every result here, and go on from what is there; or FILE.json, written last"
     )
+    run.add_argument(
+        "--cache-dir", metavar="DIR", help="where embeddings are kept; default: PROTLOOM_CACHE, or ~/.cache/protloom"
+    )
+    run.add_argument("--cache-gb", type=float, metavar="G", help="size of that folder at most, in GiB (10)")
+    run.add_argument("--no-cache", action="store_true", help="compute every embedding, keep none")
     run.add_argument("--force", action="store_true", help="compute what is in --out DIR again")
     common.json_option(run)
     common.example(
@@ -107,6 +113,10 @@ def _check(args: argparse.Namespace) -> None:
         value = getattr(args, option)
         if value is not None and value < least:
             raise UserError(f"--{option.replace('_', '-')} {value}: must be at least {least}")
+    if args.cache_gb is not None and not args.cache_gb > 0:
+        raise UserError(f"--cache-gb {args.cache_gb}: must be above 0")
+    if args.no_cache and (args.cache_dir is not None or args.cache_gb is not None):
+        raise UserError("--no-cache: nothing is kept, so leave --cache-dir and --cache-gb out")
 
 
 def _folder(args: argparse.Namespace) -> ResultFolder | None:
@@ -174,11 +184,21 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
         long_policy=args.long,
         twin=TWIN if args.random_init else None,
         seed=args.seed,
+        cache=_cache(args),
     )
     for note in notes:
         common.warn(note)
     corpus = None if subjects.is_random_init(args.model) else open_run_corpus(args.model, registry)
     return Request(model, twin, variant=_variant(args), corpus=corpus, **shared)
+
+
+def _cache(args: argparse.Namespace) -> EmbeddingCache | None:
+    from protloom.embedding_cache import GIGABYTES, EmbeddingCache, default_folder
+
+    if args.no_cache:
+        return None
+    folder = default_folder() if args.cache_dir is None else Path(args.cache_dir).expanduser()
+    return EmbeddingCache(folder, gigabytes=args.cache_gb or GIGABYTES, warn=common.warn)
 
 
 def _variant(args: argparse.Namespace) -> str:
