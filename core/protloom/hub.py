@@ -21,15 +21,14 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from protloom.errors import UserError
-from protloom.files import write_text
+from protloom.files import locked, write_text
 
 T = TypeVar("T")
 
@@ -112,7 +111,7 @@ def download(
     commit, files = _list(repository, revision, settings)
     folder = base / commit
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(base / ".lock"):  # the processes of one run all want the same files
+    with locked(base / ".lock"):  # the processes of one run all want the same files
         for name in _choose(files, repository):
             if not (folder / name).is_file():
                 quoted = urllib.parse.quote(name)
@@ -121,19 +120,6 @@ def download(
         # written last: only a complete folder is used offline
         write_text(pointer, commit)
     return folder
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """Lets one process at a time pass; the lock ends with the process, however that ends."""
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _cached(base: Path, pointer: Path, repository: str, revision: str) -> Path:
