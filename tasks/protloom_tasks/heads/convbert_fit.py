@@ -6,19 +6,18 @@ most a tenth of all. Padding is little, since a batch holds sequences of about o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from protloom.errors import UserError
 from protloom_tasks.heads import training
 from protloom_tasks.heads.convbert import ConvBertHead, Pool, padded
 from protloom_tasks.heads.feature_file import FeatureFile
+from protloom_tasks.heads.losses import Kind, Targets
 from protloom_tasks.probe_options import EPOCHS
 
 if TYPE_CHECKING:
@@ -26,12 +25,8 @@ if TYPE_CHECKING:
 
     F32 = NDArray[np.float32]
 
-Kind = Literal["regression", "binary", "multiclass", "multilabel", "residues"]
-
 POSITIONS = 16_384
 """Padded positions that go through the head at once; a step adds up the gradients of several such parts."""
-IGNORED = -1
-"""Label of a residue that is not scored."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,7 @@ def fit(features: FeatureFile, labels: Sequence[Any], options: Options) -> Train
 
     Args:
         features: of the training sequences; those without any are passed over.
-        labels: of each sequence: a number, a class, ``[C]`` of 0 and 1 (multilabel) or ``[l]`` classes of residues,
-            :data:`IGNORED` where there is none.
+        labels: of each sequence: a number, a class, ``[C]`` of 0 and 1 (multilabel), or of each of its l residues.
         options: the head and its training.
 
     Raises:
@@ -105,11 +99,11 @@ def fit(features: FeatureFile, labels: Sequence[Any], options: Options) -> Train
     used = [i for i, length in enumerate(features.lengths) if length]
     if not used:
         raise UserError("no training sequence has features: the head has nothing to learn from")
-    targets, outputs, shift, scale = _targets([labels[i] for i in used], options.kind)
+    targets = Targets.of([labels[i] for i in used], options.kind)
     cuda = [torch.device(options.device)] if torch.device(options.device).type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(training.SEED + options.seed)
-        head = ConvBertHead(features.width, outputs, pool=options.pool, inner=options.inner).to(options.device)
+        head = ConvBertHead(features.width, targets.outputs, pool=options.pool, inner=options.inner).to(options.device)
         lengths = [features.lengths[i] for i in used]
         steps = options.epochs * sum(1 for _ in training.batches(lengths, np.random.default_rng(0)))
         schedule = training.Schedule(head.parameters(), steps)
@@ -118,11 +112,11 @@ def fit(features: FeatureFile, labels: Sequence[Any], options: Options) -> Train
         for _ in range(options.epochs):
             total = count = 0.0
             for batch in training.batches(lengths, rng):
-                size = _weight([targets[i] for i in batch], options.kind)
+                size = targets.size(batch.tolist())
                 for part in _parts(batch, lengths):
                     x, mask = padded([torch.from_numpy(features[used[i]]) for i in part])
-                    truth = _stacked([targets[i] for i in part], options.kind)
-                    loss = LOSSES[options.kind](head(x.to(options.device), mask.to(options.device)), truth)
+                    found = head(x.to(options.device), mask.to(options.device))
+                    loss = targets.loss(found, targets.padded(part))
                     (loss / max(1.0, size)).backward()
                     total += float(loss.detach())
                 schedule.step()
@@ -137,61 +131,12 @@ def fit(features: FeatureFile, labels: Sequence[Any], options: Options) -> Train
     }
     if head.added:
         details["zeros_added_to_features"] = head.added
-    return Trained(head, shift, scale, details, options.device)
+    return Trained(head, targets.shift, targets.scale, details, options.device)
 
 
-def _targets(labels: Sequence[Any], kind: Kind) -> tuple[list[Tensor], int, float, float]:
-    """Returns the targets, the number of outputs, and what makes a label of an output: shift and scale."""
-    if kind == "regression":
-        numbers = np.asarray(labels, dtype=np.float64)
-        mean, spread = float(numbers.mean()), float(numbers.std()) or 1.0
-        return [torch.tensor([(x - mean) / spread], dtype=torch.float32) for x in numbers], 1, mean, spread
-    if kind == "binary":
-        return [torch.tensor([float(label)]) for label in labels], 1, 0.0, 1.0
-    if kind == "multilabel":
-        return [torch.tensor(row, dtype=torch.float32) for row in labels], len(labels[0]), 0.0, 1.0
-    classes = [torch.tensor(label, dtype=torch.int64) for label in labels]
-    return classes, int(max(of.max() for of in classes)) + 1, 0.0, 1.0
-
-
-def _weight(targets: Sequence[Tensor], kind: Kind) -> float:
-    """Returns what a step's loss is divided by: sequences, or labelled residues."""
-    return float(sum(int((of != IGNORED).sum()) for of in targets)) if kind == "residues" else float(len(targets))
-
-
-def _parts(batch: NDArray[np.int64], lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+def _parts(batch: NDArray[np.int64], lengths: Sequence[int]) -> Iterator[list[int]]:
     """Yields a batch in parts of :data:`POSITIONS` padded positions at most, or one sequence."""
     longest = max(lengths[i] for i in batch)
     size = max(1, POSITIONS // longest)
     for start in range(0, len(batch), size):
-        yield batch[start : start + size]
-
-
-def _stacked(targets: Sequence[Tensor], kind: Kind) -> Tensor:
-    if kind == "residues":
-        return torch.nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=IGNORED)
-    return torch.stack(list(targets))
-
-
-def _squares(found: Tensor, truth: Tensor) -> Tensor:
-    return (found - truth.to(found.device)).square().sum()
-
-
-def _bits(found: Tensor, truth: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(found, truth.to(found.device), reduction="none").mean(dim=1).sum()
-
-
-def _classes(found: Tensor, truth: Tensor) -> Tensor:
-    return F.cross_entropy(
-        found.flatten(0, -2), truth.flatten().to(found.device), reduction="sum", ignore_index=IGNORED
-    )
-
-
-LOSSES: dict[Kind, Callable[[Tensor, Tensor], Tensor]] = {
-    "regression": _squares,
-    "binary": _bits,
-    "multilabel": _bits,
-    "multiclass": _classes,
-    "residues": _classes,
-}
-"""The summed loss of (outputs, targets)."""
+        yield batch[start : start + size].tolist()
