@@ -340,7 +340,8 @@ def _check_spec(hook: str, kind: str, spec: Spec) -> None:
 
 
 def _references(spec: Spec) -> Mapping[str, Any]:
-    references = {"factory": spec.factory, "config": spec.config, "weights": getattr(spec, "weights", None)}
+    optional = {name: getattr(spec, name, None) for name in ("weights", "identity")}
+    references = {"factory": spec.factory, "config": spec.config, **optional}
     return {field: ref for field, ref in references.items() if ref is not None or field == "factory"}
 
 

@@ -138,11 +138,14 @@ class CorpusSpec(Spec):
     Attributes:
         simulated: a program made the sequences; stores, logs and reports say so.
         data_version: raise it whenever the same URI gives other records, so that no store built before is used.
+        identity: ``identity(config, uri) -> str``: what else the records depend on, such as the hash of a file that the
+            URI names; a store that was built of another identity is not used.
     """
 
     kind: ClassVar[str] = "corpus"
     simulated: bool = False
     data_version: int = 1
+    identity: Ref | None = None
 
 
 KINDS: Mapping[str, type[Spec]] = {

@@ -342,7 +342,7 @@ class Leaks(nn.Module):
 
         states = self.blocks[0](self.embedding(tokens))
         states = states + (states.mean(0) if len(states) else states.sum(0))
-        return Encoded(states, {number: states for number in layers})
+        return Encoded(states, dict.fromkeys(layers, states))
 
     def logits(self, hidden: Any) -> Any:
         return hidden @ self.embedding.weight.T

@@ -57,7 +57,14 @@ def rows(members: Members) -> list[tuple[int, int, int]]:
 
 
 def held_out(store: MemoryStore, fraction: float = 0.1) -> set[int]:
-    return set(np.flatnonzero(Rule(LONGEST, 1, SPECIALS, fraction).is_held_out(store.hashes)).tolist())
+    """Held-out sequences, counted group by group: the least hash of its members decides for a whole group."""
+    rule = Rule(LONGEST, 1, SPECIALS, fraction)
+    bounds = range(len(store) + 1) if store.groups is None else store.groups.tolist()
+    out: set[int] = set()
+    for a, b in pairwise(bounds):
+        if rule.is_held_out(np.array([min(store.hashes[a:b].tolist())], dtype=np.uint64))[0]:
+            out |= set(range(a, b))
+    return out
 
 
 def slow_stream(store: MemoryStore, corpus: int, seed: int) -> Iterator[tuple[int, int, list[int]]]:
@@ -121,6 +128,17 @@ def test_epochs_and_seeds_have_their_own_order() -> None:
     orders += [sampler_of(store, step=sampler.tokens_per_step, seed=9).step(0).index.tolist()]
     assert len({tuple(order) for order in orders}) == 5
     assert all(sorted(order) == sorted(orders[0]) for order in orders)
+
+
+def test_a_group_is_held_out_as_a_whole(families: MemoryStore) -> None:
+    assert families.groups is not None
+    rule = {"specials": SPECIALS, "max_length": LONGEST, "min_length": SHORTEST, "validation_fraction": 0.3}
+    validation = ValidationSet([families], [1.0], tokens=10**9, **rule)  # type: ignore[arg-type]
+    out, whole = held_out(families, 0.3), families.groups.tolist()
+    assert 0.15 < len(out) / len(families) < 0.45
+    assert all(len(set(range(a, b)) & out) in (0, b - a) for a, b in pairwise(whole))
+    long = {i for i in out if len(families.sequence(i)) >= SHORTEST}
+    assert set(validation.members.index.tolist()) == long
 
 
 def test_groups_stay_together_and_are_numbered(families: MemoryStore) -> None:

@@ -28,7 +28,7 @@ from protloom.errors import UserError, did_you_mean
 from protloom.specs import CorpusSpec
 
 if TYPE_CHECKING:
-    from protloom.plugin_loader import Component
+    from protloom.config import Chosen
     from protloom.plugins import Registry
 
 __all__ = [
@@ -120,7 +120,7 @@ def find_corpus(
     if scheme is None and path.is_dir():
         return Store.open(path)
     if scheme is not None:
-        key = _uri_key(spec, registry.resolve("corpus", scheme), strict)
+        key = _uri_key(spec, registry, strict)
     elif path.is_file():
         key = _file_key(path, cache, strict, column)
     else:
@@ -170,15 +170,20 @@ def uri_records(uri: str, registry: Registry) -> tuple[Iterable[Record], dict[st
     Raises:
         UserError: unknown scheme, or the query does not fit the reader's options.
     """
-    from protloom.config import choose
-
-    query = dict(parse_qsl(uri.partition("?")[2], keep_blank_values=True))
-    chosen = choose("corpus", uri.partition(":")[0], query, registry, where=uri)
+    chosen = _reader(uri, registry)
     component = chosen.component
     records: Iterable[Record] = component.load_factory()(chosen.config, uri)
     simulated = isinstance(component.spec, CorpusSpec) and component.spec.simulated
     origin = {"name": uri, "component": component.full_name, "version": component.version, "simulated": simulated}
     return records, origin
+
+
+def _reader(uri: str, registry: Registry) -> Chosen:
+    """Returns the reader of a URI, with the options that the URI states."""
+    from protloom.config import choose
+
+    query = dict(parse_qsl(uri.partition("?")[2], keep_blank_values=True))
+    return choose("corpus", uri.partition(":")[0], query, registry, where=uri)
 
 
 def store_records(store: Store) -> tuple[Iterable[Record], dict[str, Any]]:
@@ -197,14 +202,18 @@ def _stored(store: Store) -> Iterator[Record]:
         yield Record(store.id(i), store.sequence(i).tobytes(), label)
 
 
-def _uri_key(uri: str, component: Component, strict: bool) -> str:
-    assert isinstance(component.spec, CorpusSpec)
-    made_by = [component.full_name, component.version, component.spec.data_version]
+def _uri_key(uri: str, registry: Registry, strict: bool) -> str:
+    chosen = _reader(uri, registry)
+    component, spec = chosen.component, chosen.component.spec
+    assert isinstance(spec, CorpusSpec)
+    made_by = [component.full_name, component.version, spec.data_version]
+    if spec.identity is not None:
+        made_by.append(str(component.load(spec.identity)(chosen.config, uri)))
     return _key(["uri", uri, *made_by, __version__, POLICY_VERSION, VERSION, strict])
 
 
 def _open_uri(uri: str, scheme: str, registry: Registry, cache: Path, strict: bool, progress: Progress | None) -> Store:
-    key = _uri_key(uri, registry.resolve("corpus", scheme), strict)
+    key = _uri_key(uri, registry, strict)
 
     def build(out: Path) -> Store:
         records, origin = uri_records(uri, registry)

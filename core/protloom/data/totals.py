@@ -29,7 +29,7 @@ BLOCK = 256
 _CHUNK = 16_384
 """Blocks counted at once: some hundred megabytes of work space."""
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised when the meaning of the cached totals changes."""
 
 
@@ -73,8 +73,8 @@ class Rule:
         min_length: shorter sequences are left out.
         specials: special symbols that the tokenizer puts round a sequence.
         validation_fraction: share of the sequences that is held out, by content: duplicates fall on one side. It does
-            not depend on the seed, so that runs of several seeds are validated on the same sequences. Members of a
-            group are judged one by one, so a pair or a family may lose some.
+            not depend on the seed, so that runs of several seeds are validated on the same sequences. A group is held
+            out as a whole, by the least hash among its members: a pair is not torn apart.
         held_out: take the held-out sequences instead of the others.
     """
 
@@ -94,13 +94,24 @@ class Rule:
         lengths = np.diff(store.offsets[low : high + 1])
         taken = lengths >= self.min_length
         if self.validation_fraction > 0:
-            taken &= self.is_held_out(store.hashes[low:high]) == self.held_out
+            taken &= self.is_held_out(_group_hashes(store, low, high)) == self.held_out
         elif self.held_out:
             taken[:] = False
         tokens: I64 = np.minimum(lengths, self.max_length)
         tokens += self.specials
         tokens *= taken
         return tokens
+
+
+def _group_hashes(store: SequenceStore, low: int, high: int) -> NDArray[np.uint64]:
+    """Returns for sequences ``low`` to ``high`` (whole groups) the least content hash of the group of each."""
+    hashes = store.hashes[low:high]
+    if store.groups is None or not len(hashes):
+        return hashes
+    first, last = np.searchsorted(store.groups, (low, high))
+    bounds = store.groups[first : last + 1] - low
+    least: NDArray[np.uint64] = np.repeat(np.minimum.reduceat(hashes, bounds[:-1]), np.diff(bounds))
+    return least
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,10 @@
+"""What protloom asks of every objective."""
+
+import pytest
+
+from protloom.testing import conformance
+
+
+@pytest.mark.parametrize("check", conformance("objective", "protloom-prefix-lm/prefix-lm"), ids=str)
+def test_keeps_the_contract(check):
+    check()
