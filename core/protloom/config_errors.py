@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -124,11 +124,14 @@ def keys_of(model: type[BaseModel]) -> Iterator[str]:
 def _models_at(model: type[BaseModel], path: Path) -> list[type[BaseModel]]:
     """Returns the models that may stand at a key path of ``model``."""
     models = [model]
+    is_name = False
     for part in path:
-        if isinstance(part, int):
-            continue  # the items of a list were unfolded with its field
+        if isinstance(part, int) or is_name:
+            is_name = False
+            continue  # the items of a list, or of a mapping by its names, were unfolded with its field
         fields = [owner.model_fields[part] for owner in models if part in owner.model_fields]
         models = [inner for field in fields for inner in _inner_models(field.annotation)]
+        is_name = any(get_origin(field.annotation) in (dict, Mapping) for field in fields)
     return models
 
 

@@ -42,12 +42,14 @@ class Difference(NamedTuple):
 def percentile_interval(replicates: NDArray[np.float64]) -> tuple[float, float]:
     """Returns the central 95 % of bootstrap replicates (the percentile interval of Efron and Tibshirani 1993, ch. 13).
 
-    Both ends are NaN where there is nothing to resample (fewer than two replicates).
+    Resamples in which a metric is not defined (NaN: an AUC where one class was drawn) are left out. Both ends are NaN
+    where there is nothing to resample (fewer than two replicates).
     """
-    if len(replicates) < 2:
+    defined = replicates[~np.isnan(replicates)]
+    if len(defined) < 2:
         return float("nan"), float("nan")
     tail = (1 - LEVEL) / 2
-    low, high = np.quantile(replicates, [tail, 1 - tail])
+    low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high)
 
 

@@ -33,8 +33,16 @@ if TYPE_CHECKING:
 
 DEFINITIONS: Mapping[str, str] = {
     "Spearman": "correlation of the ranks of prediction and label over the rows of the split, ties at their mean rank",
+    "Pearson": "linear correlation of prediction and label over the rows of the split",
+    "R2": "share of the labels' variance that is explained; below 0 where their mean would be nearer",
+    "MSE": "mean squared error",
+    "MAE": "mean absolute error",
     "AUC": "area under the ROC curve: how often a positive row scores above a negative one, ties count half",
     "accuracy": "share of rows whose class is predicted; a class that training lacks can only be missed",
+    "AP": "average precision: mean over positive rows of the precision among all that score at least as high",
+    "F1": "harmonic mean of precision and recall of the positive class, which scores above 0",
+    "balanced accuracy": "mean over classes of the share of their rows whose class is predicted",
+    "MCC": "Matthews' correlation of true and predicted class, over all classes; 0 where one is constant",
     "OvR AUC": "mean over classes of the AUC of one class against the rest; classes without a positive are left out",
     "micro F1": "F1 over all (row, label) decisions together; labels that training lacks are left out",
     "macro F1": "mean over classes of F1",

@@ -78,6 +78,13 @@ def test_too_few_items_give_no_interval() -> None:
         assert np.isnan(percentile_interval(replicates)).all()
 
 
+def test_resamples_without_a_value_are_left_out() -> None:
+    drawn = np.random.default_rng(0).normal(size=1000)
+    holes = np.concatenate([drawn, np.full(300, np.nan)])
+    assert percentile_interval(holes) == percentile_interval(drawn)
+    assert np.isnan(percentile_interval(np.array([1.0, np.nan]))).all()
+
+
 def test_items_and_seed_decide_what_can_be_paired() -> None:
     one = intervals.fingerprint("t", ["A", "B"], 0)
     assert one == intervals.fingerprint("t", iter(["A", "B"]), 0)

@@ -179,18 +179,25 @@ def carved(
         counts: told what was left out.
     """
     found = {name: list(items) for name, items in splits.items()}
+    returned: list[Item[R]] = []
+    of_valid = any(carve.source == "valid" for carve in carves)
     for at, carve in enumerate(carves):
+        back = scored == "test" and (carve.split, carve.source) == ("valid", "train") and not of_valid
         kept: list[Item[R]] = []
         moved: list[Item[R]] = []
+        neither: list[Item[R]] = []
         for item in found[carve.source]:
             inside = {_inside(key, carve) for key in item.keys[at]}
-            if len(inside) > 1:
-                counts[f"pairs of one protein inside and one outside of {carve.split}"] += 1
-            else:
-                (moved if inside == {True} else kept).append(item)
-        found[carve.source], found[carve.split] = kept, moved
-    if scored == "test" and any(carve.split == "valid" and carve.source == "train" for carve in carves):
-        found["train"] = sorted([*found["train"], *found.pop("valid")], key=lambda item: item.order)
+            (neither if len(inside) > 1 else moved if inside == {True} else kept).append(item)
+        found[carve.source] = kept
+        if back:
+            returned = [*moved, *neither]
+            continue
+        found[carve.split] = moved
+        if neither:
+            counts[f"pairs of one protein inside and one outside of {carve.split}"] += len(neither)
+    if returned:
+        found["train"] = sorted([*found["train"], *returned], key=lambda item: item.order)
     return {name: [item.row for item in items] for name, items in found.items()}
 
 
