@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common
+from protloom.cli import common, task_sweep
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def configure(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--full", action="store_true", help="lift the caps on how much data is used; may take hours")
     run.add_argument("--layer", type=int, metavar="K", help="hidden state to use; -2: the last but one; default: last")
+    task_sweep.configure(run)
     run.add_argument(
         "--long",
         choices=("auto", "crop", "window", "skip"),
@@ -71,6 +72,7 @@ def configure(run: argparse.ArgumentParser) -> None:
         "protloom task run sim-ss3 sim-contact --model runs/first",
         "protloom task run suite:proteinjepa16 --model runs/first --data-dir data --out results/first",
         "protloom task run my-task.yaml --model floor:kmer2 --test",
+        "protloom task run suite:quick --model runs/first --data-dir data --layers all --pool mean,max",
     )
 
 
@@ -85,10 +87,16 @@ def run(args: argparse.Namespace, registry: Registry) -> int:
     from protloom.cli import task_tables
 
     _check(args)
+    sweep = task_sweep.is_sweep(args)
     folder = _folder(args)
     chosen = task_suite.select(
         args.names, registry, settings=args.set, split="test" if args.test else "valid", full=args.full
     )
+    if sweep:
+        for name, reason in chosen.unable.items():
+            print(f"error: {name}: {reason}", file=sys.stderr)
+        code = task_sweep.run(chosen.choices, args, registry, _request(args, registry, folder))
+        return 1 if chosen.unable else code
     built, unable = _build(chosen, args, registry)
     request = _request(args, registry, folder) if built else None
     found: dict[str, Report] = {report.task: report for report in unable}
@@ -182,7 +190,7 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
         precision=args.precision,
         max_length=args.max_length,
         long_policy=args.long,
-        twin=TWIN if args.random_init else None,
+        twin=TWIN if args.random_init and args.layers is None else None,
         seed=args.seed,
         cache=_cache(args),
     )

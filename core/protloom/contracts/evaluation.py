@@ -102,6 +102,10 @@ class Task(Protocol):
         """Returns what ``task show`` prints: ``title``, ``metric``, ``definition``, ``splits``, ``probe``, ``licence``.
 
         The values are text or plain data; ``simulated: True`` where the data are not real. Reads no data.
+
+        What runs tasks looks at these: ``data``, a mapping by the path of each file below the data folder (a result is
+        used again only while these files are the same); ``better: "lower"`` where that is so; ``options``, those that
+        this task really has; ``also``, further metrics to print.
         """
 
     def check(self) -> None:
