@@ -21,22 +21,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from protloom.errors import UserError, did_you_mean
 from protloom.likelihood import Place, Reader, can_hide, can_read
+from protloom.variants import METHODS, Method
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.variants import Mutation, Variant
-
-Method = Literal["masked-marginals", "wt-marginals", "pll", "sentinel-pll"]
-
-METHODS: tuple[Method, ...] = get_args(Method)
-"""Every method, the usual one first."""
 
 Tell = Callable[[int, int], None]
 """Told of progress: (passes done, passes in all)."""
@@ -105,7 +101,7 @@ def score_variants(
         reader: the network, what stands in front of a sequence, how many residues it sees at once, batch size.
         wild_type: residues as letters.
         variants: of :func:`protloom.variants.make_variants`.
-        method: one of :data:`METHODS`.
+        method: one of :data:`protloom.variants.METHODS`.
         tell: told of progress.
 
     Raises:

@@ -102,15 +102,7 @@ def read_variants(path: str | Path, column: str | None = None) -> VariantTable:
         raise UserError(f"{source.name}: variants come in a .csv or .tsv file (.gz, .zst too), a row each")
     lines = delimited_rows(source)
     _, header = next(lines)
-    if column is not None and column not in header:
-        raise UserError(f"{source.name} has no column {column!r}.{did_you_mean(column, header)}")
-    mutant = column if column is not None else _find(header, MUTANT_COLUMNS)
-    sequence = _find([name for name in header if name != mutant], SEQUENCE_COLUMNS)
-    if mutant is None and sequence is None:
-        raise UserError(
-            f"{source.name} has no column {MUTANT_COLUMNS[0]!r} (A24G:L30P) and none {SEQUENCE_COLUMNS[0]!r}: rename"
-            f" one or choose it with --column; its columns are {', '.join(map(repr, header))}"
-        )
+    mutant, sequence = variant_columns(header, source.name, column)
     rows = list(lines)
     if not rows:
         raise UserError(f"{source.name} holds a header and no variant")
@@ -122,6 +114,29 @@ def read_variants(path: str | Path, column: str | None = None) -> VariantTable:
         None if mutant is None else header.index(mutant),
         None if sequence is None else header.index(sequence),
     )
+
+
+def variant_columns(header: Sequence[str], where: str, column: str | None = None) -> tuple[str | None, str | None]:
+    """Returns the columns of substitutions and of whole sequences; one of them may be missing.
+
+    Args:
+        header: names of the columns.
+        where: the table, for messages.
+        column: that of substitutions; None: one of :data:`MUTANT_COLUMNS`.
+
+    Raises:
+        UserError: there is no such column, or neither.
+    """
+    if column is not None and column not in header:
+        raise UserError(f"{where} has no column {column!r}.{did_you_mean(column, header)}")
+    mutant = column if column is not None else _find(header, MUTANT_COLUMNS)
+    sequence = _find([name for name in header if name != mutant], SEQUENCE_COLUMNS)
+    if mutant is None and sequence is None:
+        raise UserError(
+            f"{where} has no column {MUTANT_COLUMNS[0]!r} (A24G:L30P) and none {SEQUENCE_COLUMNS[0]!r}: rename one or"
+            f" choose it with --column; its columns are {', '.join(map(repr, header))}"
+        )
+    return mutant, sequence
 
 
 def _find(header: Sequence[str], names: Sequence[str]) -> str | None:

@@ -10,9 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from protloom.errors import UserError
+
+Method = Literal["masked-marginals", "wt-marginals", "pll", "sentinel-pll"]
+"""How a network is asked about variants; :mod:`protloom.variant_scores` says what each is."""
+METHODS: tuple[Method, ...] = get_args(Method)
+"""Every method, the usual one first."""
 
 UNCHANGED = frozenset({"wt", "_wt", "wildtype", "wild-type", "wild type", "p.=", "="})
 """Names, in lower case, of the wild type itself."""

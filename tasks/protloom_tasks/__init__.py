@@ -34,6 +34,16 @@ def protloom_floors() -> list[FloorSpec]:
         FloorSpec(
             name="separation", factory=f"{home}:Separation.made", summary="separation and letters of residue pairs"
         ),
+        FloorSpec(
+            name="substitution",
+            factory="protloom_tasks.variant_floors:Substitution.made",
+            summary="BLOSUM62 of a variant's mutations",
+        ),
+        FloorSpec(
+            name="hydrophobicity",
+            factory="protloom_tasks.variant_floors:Hydrophobicity.made",
+            summary="change of hydropathy by a variant's mutations",
+        ),
     ]
 
 

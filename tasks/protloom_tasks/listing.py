@@ -49,6 +49,17 @@ RETRIEVAL: Mapping[str, str] = {
 }
 """Nothing is trained."""
 
+SCANS: Mapping[str, str] = {
+    "variant-effect:blat-ecolx": "zero-shot effects of mutations: growth of TEM-1 single mutants",
+    "variant-effect:avgfp": "zero-shot effects of mutations: brightness of avGFP variants",
+    "variant-effect:dlg4-2022-binding": "zero-shot effects of mutations: binding of variants of a PDZ domain",
+    "variant-effect:grb2-abundance": "zero-shot effects of mutations: abundance of variants of an SH3 domain",
+    "variant-effect:pten-abundance": "zero-shot effects of mutations: abundance of PTEN single mutants",
+    "variant-effect:tem-1": "zero-shot effects of mutations: growth of TEM-1 double mutants",
+    "variant-effect:ube4b": "zero-shot effects of mutations: activity of variants of a U-box domain",
+}
+"""Deep mutational scans."""
+
 
 def specs() -> Iterator[TaskSpec]:
     """Yields the registered tasks that definitions say, and the one that runs a user's own definition."""
@@ -63,6 +74,7 @@ def specs() -> Iterator[TaskSpec]:
     yield from _specs(RESIDUES, "residue_task:ResidueTask", "residue_task:ResidueConfig", "per-residue")
     home = "retrieval"
     yield from _specs(RETRIEVAL, f"{home}:RetrievalTask", f"{home}:DefinedConfig", "per-protein", "zero-shot")
+    yield from _specs(SCANS, "variant_task:VariantTask", "variant_task:VariantConfig", "variants", "zero-shot")
 
 
 def _specs(summaries: Mapping[str, str], factory: str, config: str, *tags: str) -> Iterator[TaskSpec]:

@@ -19,8 +19,8 @@ from protloom.embedding import Embedder
 from protloom.errors import UserError
 from protloom.likelihood import Reader, window
 from protloom.plugins import Registry
-from protloom.variant_scores import METHODS, check_method, possible_methods, score_variants
-from protloom.variants import Variant, make_variants
+from protloom.variant_scores import check_method, possible_methods, score_variants
+from protloom.variants import METHODS, Variant, make_variants
 from protloom.weights import load_pretrained
 from protloom_plugins.tokenizers.ankh import Ankh3Tokenizer, Ankh3TokenizerConfig
 

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import matthews_corrcoef, ndcg_score, roc_auc_score
 
 from protloom_tasks import variant_metrics
-from protloom_tasks.variant_metrics import METRICS, AssayValue, aggregate, multiplicities
+from protloom_tasks.variant_metrics import METRICS, AssayValue, aggregate, all_metrics, multiplicities
 
 
 def written_out(truth: Any, score: Any, positive: Any) -> dict[str, float]:
@@ -37,7 +37,7 @@ def test_every_metric_of_every_resample(n: int, step: float | None) -> None:
     positive = truth > np.median(truth)
     counts = np.concatenate([np.ones((1, n), dtype=np.int64), rng.multinomial(n, np.full(n, 1 / n), size=30)])
     counts[1] *= 3
-    found = {name: metric(truth, score, positive, counts) for name, metric in METRICS.items()}
+    found = all_metrics(truth, score, positive, counts)
     for i, of in enumerate(counts):
         rows = np.repeat(np.arange(n), of)
         if len(np.unique(truth[rows])) < 2 or len(np.unique(positive[rows])) < 2:
@@ -50,10 +50,8 @@ def test_perfect_reversed_and_constant_scores() -> None:
     truth = np.arange(40.0)
     positive = truth >= 20
     counts = np.ones((1, 40), dtype=np.int64)
-    values = {
-        name: [metric(truth, score, positive, counts)[0] for score in (truth, -truth, np.zeros(40))]
-        for name, metric in METRICS.items()
-    }
+    each = [all_metrics(truth, score, positive, counts) for score in (truth, -truth, np.zeros(40))]
+    values = {name: [found[name][0] for found in each] for name in METRICS}
     assert values["Spearman"][:2] == pytest.approx([1, -1])
     assert np.isnan(values["Spearman"][2])
     assert values["AUC"] == pytest.approx([1, 0, 0.5])
@@ -69,15 +67,19 @@ def test_perfect_reversed_and_constant_scores() -> None:
 def test_nothing_is_defined_where_all_variants_are_alike() -> None:
     same, score = np.ones(12), np.arange(12.0)
     counts = np.ones((2, 12), dtype=np.int64)
+    found = all_metrics(same, score, np.ones(12, dtype=bool), counts)
     for name in ("Spearman", "AUC", "NDCG@10%", "recall@10%"):
-        assert np.isnan(METRICS[name](same, score, np.ones(12, dtype=bool), counts)).all()
-    assert (METRICS["MCC"](same, score, np.ones(12, dtype=bool), counts) == 0).all()
+        assert np.isnan(found[name]).all()
+    assert found["MCC"].tolist() == [0, 0]
 
 
-def test_whole_groups_are_drawn() -> None:
+def test_whole_groups_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     group = np.array([0, 1, 0, 2, 2, 2])
     drawn = np.array([[0, 0, 2], [1, 2, 1]])
-    assert multiplicities(drawn, group).tolist() == [[2, 0, 2, 1, 1, 1], [0, 2, 0, 1, 1, 1]]
+    expected = [[2, 0, 2, 1, 1, 1], [0, 2, 0, 1, 1, 1]]
+    assert [block.tolist() for block in multiplicities(drawn, group)] == [expected]
+    monkeypatch.setattr(variant_metrics, "BLOCK", 7)
+    assert [block.tolist() for block in multiplicities(drawn, group)] == [expected[:1], expected[1:]]
 
 
 TABLE = [

@@ -57,8 +57,9 @@ def run(args: argparse.Namespace, registry: Registry, reader_of: Callable[[int],
         reader_of: opens the model that sees so many residues at once; called when the input is known to be good.
     """
     from protloom.files import write_text
-    from protloom.variant_scores import METHODS, check_method, known_method, score_variants
+    from protloom.variant_scores import check_method, known_method, score_variants
     from protloom.variant_table import read_variants
+    from protloom.variants import METHODS
 
     if args.residues:
         raise UserError("--residues is for sequences: leave it out, or leave --wild-type out")
