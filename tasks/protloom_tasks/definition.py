@@ -33,7 +33,6 @@ from protloom import config_source
 from protloom.config_errors import explain
 from protloom.errors import UserError, did_you_mean
 from protloom.settings import Section
-from protloom_tasks.datasets.published import Fetch
 
 HOME = Path(__file__).with_name("definitions")
 """The definitions that are shipped."""
@@ -158,7 +157,6 @@ class Definition(Section):
     )
     note: str = Field(default="", description="What else a reader of a result should know")
     reference: list[str] = Field(default=[], description="Published numbers, each with its source")
-    fetch: list[Fetch] = Field(default=[], description="How 'protloom data fetch' makes its files of published ones")
     variants: dict[str, dict[str, Any]] = Field(
         default={}, description="Variant: values for the {words} in this file, and keys of it to put over its own"
     )
