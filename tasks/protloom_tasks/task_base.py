@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic
 
 from protloom.errors import UserError
+from protloom_tasks.datasets.published import Fetch, download_of
 from protloom_tasks.datasets.selection import find
 from protloom_tasks.definition import D, Loaded
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from protloom.contracts import Subject
+    from protloom.contracts import Download, Subject
     from protloom_tasks.datasets.files import Source
     from protloom_tasks.floors import Floor
 
@@ -46,6 +47,14 @@ class TaskBase:
         """Raises UserError if a file is missing."""
         for source in self._needed():
             self._find(source)
+
+    def _recipes(self) -> Sequence[Fetch]:
+        """Returns how files are made of published ones, where that is known."""
+        return ()
+
+    def downloads(self) -> Sequence[Download]:
+        """Returns the files of the task; see :class:`protloom.contracts.HasDownloads`."""
+        return [download_of(source, self._recipes()) for source in self._sources()]
 
     def floors(self) -> Mapping[str, Subject]:
         """Returns the trivial subjects, the most telling one first."""
@@ -86,6 +95,9 @@ class DefinedTask(TaskBase, Generic[D]):
 
     def _find(self, source: Source) -> Path:
         return find(source, self._data_dir, self._folder)
+
+    def _recipes(self) -> Sequence[Fetch]:
+        return self.definition.fetch
 
     def _tail(self) -> dict[str, Any]:
         """Returns the last entries of a card: those that every definition has are left out where they say nothing."""
