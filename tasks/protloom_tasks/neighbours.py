@@ -65,25 +65,31 @@ class Neighbours:
         return np.asarray(np.einsum("mk,mkt->mt", weights, self._targets[index]))
 
 
-class NeighbourClasses:
-    """:class:`Neighbours` of residues or rows with a class each.
+class NeighbourLabels:
+    """:class:`Neighbours` of rows with a class or a number each.
 
     Args:
         features: ``[n, D]``.
-        labels: ``[n]`` classes from 0.
+        labels: ``[n]`` classes from 0, or numbers.
         k: how many count.
         distance: see :class:`Neighbours`.
+
+    Attributes:
+        details: what it is.
     """
 
     def __init__(
-        self, features: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]], *, k: int, distance: Distance
+        self, features: NDArray[np.floating[Any]], labels: NDArray[Any], *, k: int, distance: Distance
     ) -> None:
-        self._neighbours = Neighbours(features, one_hot(labels), k=k, distance=distance)
+        self._classes = np.issubdtype(labels.dtype, np.integer)
+        targets = one_hot(labels) if self._classes else labels[:, None]
+        self._neighbours = Neighbours(features, targets, k=k, distance=distance)
         self.details = self._neighbours.details
 
-    def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[np.int64]:
-        """Returns the class with most weight of every row, the first of equals."""
-        return self._neighbours.means(features).argmax(axis=1)
+    def predict(self, features: NDArray[np.floating[Any]]) -> NDArray[Any]:
+        """Returns the class with most weight of every row, the first of equals, or the weighted mean number."""
+        means = self._neighbours.means(features)
+        return means.argmax(axis=1) if self._classes else means[:, 0]
 
 
 def one_hot(labels: NDArray[np.integer[Any]]) -> NDArray[np.float64]:

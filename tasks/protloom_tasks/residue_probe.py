@@ -1,11 +1,11 @@
-"""The protocol of labels of residues: a linear probe on frozen features, scored over labelled residues."""
+"""The protocol of labels of residues: a probe on frozen features, linear by default, scored over labelled residues."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -13,9 +13,10 @@ from pydantic import Field
 from protloom.contracts import TaskResult
 from protloom.errors import UserError
 from protloom.scoring import percentile_interval
-from protloom.settings import Section
-from protloom_tasks import intervals, probes, residue_metrics
+from protloom_tasks import intervals, probes, residue_heads, residue_metrics
 from protloom_tasks.datasets.proteins import Labelled, Splits, without_duplicates
+from protloom_tasks.neighbours import NeighbourLabels
+from protloom_tasks.probe_options import ProbeOptions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,12 +30,17 @@ UNKNOWN = "-"
 """Stands in saved predictions for a residue that has no label, or no features."""
 
 
-class ProbeConfig(Section):
+class ProbeConfig(ProbeOptions):
     """Options of a residue probe."""
 
     train_proteins: int | None = Field(default=1000, ge=1, description="Training proteins, drawn by seed; null: all")
-    train_residues: int | None = Field(default=100_000, ge=2, description="Residues of them, drawn by seed; null: all")
-    probe: Literal["multinomial", "ovr"] = Field(default="multinomial", description="Form of the logistic regression")
+    train_residues: int | None = Field(
+        default=100_000, ge=2, description="Residues of them, drawn by seed; null: all; convbert and lora take all"
+    )
+    probe: residue_heads.Probe = Field(
+        default="multinomial",
+        description="Form of the logistic regression (ridge for numbers), knn, a convbert layer, or lora",
+    )
     c: float = Field(default=1.0, gt=0, description="Inverse strength of its L2 penalty; fixed, never tuned on a test")
 
 
@@ -133,28 +139,39 @@ def _scores(found: _Predicted, group_of: NDArray[np.int64], measure: Measure, se
 
 def _fit(
     subject: Subject, train: Sequence[Labelled], config: ProbeConfig, seed: int, *, classes: bool
-) -> probes.Fitted:
+) -> probes.Fitted | residue_heads.WholeProbe:
     """Fits the probe, or takes the one that another task fitted for this subject on the same residues."""
     labels = [protein.labels for protein in train]
     chosen = probes.choose_residues(labels, config.train_residues, seed)
     digest = hashlib.sha256()
     for protein, index in zip(train, chosen, strict=True):
         digest.update(protein.sequence.encode() + protein.labels.tobytes() + index.tobytes())
-    key = ("residue probe", digest.hexdigest(), classes, config.probe, config.c, seed)
+    probe = residue_heads.effective(config.probe, subject)
+    options = tuple(getattr(config, name) for name in ProbeOptions.model_fields)
+    key = ("residue probe", digest.hexdigest(), classes, probe, config.c, options, seed)
+    if key not in subject.memo and probe in ("convbert", "lora"):
+        make = residue_heads.ConvBertProbe if probe == "convbert" else residue_heads.LoraProbe
+        subject.memo[key] = make(subject, train, config, classes=classes, seed=seed)
     if key not in subject.memo:
         rows = probes.gather(subject, [protein.sequence for protein in train], labels, chosen)
-        if classes:
-            fitted = probes.fit_classifier(rows.features, rows.labels, kind=config.probe, c=config.c, seed=seed)
+        if probe == "knn":
+            nearest = NeighbourLabels(rows.features, rows.labels, k=config.neighbours, distance=config.distance)
+            fitted = probes.Fitted(nearest, nearest.details)
+        elif classes:
+            kind: probes.Kind = "ovr" if probe == "ovr" else "multinomial"
+            fitted = probes.fit_classifier(rows.features, rows.labels, kind=kind, c=config.c, seed=seed)
         else:
             fitted = probes.fit_regressor(rows.features, rows.labels)
         total = sum(len(probes.known(of)) for of in labels)
         fitted.details.update(train_residues=len(rows.labels), train_residues_available=total)
         subject.memo[key] = fitted
-    found: probes.Fitted = subject.memo[key]
+    found: probes.Fitted | residue_heads.WholeProbe = subject.memo[key]
     return found
 
 
-def _predict(subject: Subject, proteins: Sequence[Labelled], probe: probes.Fitted) -> _Predicted:
+def _predict(
+    subject: Subject, proteins: Sequence[Labelled], probe: probes.Fitted | residue_heads.WholeProbe
+) -> _Predicted:
     chosen = [probes.known(protein.labels) for protein in proteins]
     truth: list[NDArray[Any]] = []
     output: list[NDArray[Any]] = []
@@ -164,16 +181,20 @@ def _predict(subject: Subject, proteins: Sequence[Labelled], probe: probes.Fitte
     held: list[NDArray[np.float32]] = []
 
     def flush() -> None:
-        if held:
+        if held and isinstance(probe, probes.Fitted):
             output.append(probe.predict(np.concatenate(held)))
             held.clear()
 
-    states: Iterator[NDArray[np.float32]] = subject.residues([protein.sequence for protein in proteins])
-    for i, features in enumerate(states):
-        index = chosen[i][chosen[i] < len(features)]
+    sequences = [protein.sequence for protein in proteins]
+    # what comes is features, or labels already
+    found: Iterator[NDArray[Any]] = (
+        subject.residues(sequences) if isinstance(probe, probes.Fitted) else probe.predicted(sequences)
+    )
+    for i, of in enumerate(found):
+        index = chosen[i][chosen[i] < len(of)]
         missing += len(chosen[i]) - len(index)
         if len(index):
-            held.append(features[index])
+            (held if isinstance(probe, probes.Fitted) else output).append(of[index])
             truth.append(proteins[i].labels[index])
             owner.append(np.full(len(index), i, dtype=np.int64))
             place.append(index)

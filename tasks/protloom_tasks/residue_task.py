@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from protloom.errors import UserError
+from protloom_tasks import residue_heads
 from protloom_tasks.datasets import residue_rows
 from protloom_tasks.datasets.proteins import Splits, draw
 from protloom_tasks.datasets.selection import Reader, sources
@@ -27,8 +28,8 @@ ACCURACY = (
     " mean of each protein's share, a different number"
 )
 SPEARMAN = (
-    "correlation of the ranks of prediction and label over all residues with a label, proteins pooled, ties at their mean"
-    " rank; 'Spearman per protein' is the mean of each protein's correlation, a different number"
+    "correlation of the ranks of prediction and label over all residues with a label, proteins pooled, ties at their"
+    " mean rank; 'Spearman per protein' is the mean of each protein's correlation, a different number"
 )
 ORDINAL = "correlation of the ranks of true and predicted class, which are in an order, all residues pooled"
 PROBES = {
@@ -90,7 +91,7 @@ class ResidueTask(DefinedTask[ResidueDefinition]):
             "also": tuple(name for name in said.metrics if name != said.main),
             "definition": text,
             "splits": described(said),
-            "probe": PROBES[bool(said.label.classes)],
+            "probe": residue_heads.described(self.config.probe, PROBES[bool(said.label.classes)]),
             "options": self.config.model_dump(exclude={"data_dir", "definition", "variant"}),
             "interval": f"bootstrap over {self._unit()}, with all their residues",
             **self._tail(),

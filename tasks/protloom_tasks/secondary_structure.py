@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from protloom_tasks import residue_heads
 from protloom_tasks.datasets import simulated
 from protloom_tasks.datasets.proteins import Splits
 from protloom_tasks.definition import Scored
@@ -57,7 +58,7 @@ class SimSs3(TaskBase):
             "splits": f"whole superfamilies; {self.config.train_proteins} training and {self.config.test_proteins}"
             f" {self.config.split} proteins, drawn evenly from families; a model that never saw the test"
             " superfamilies was trained on demo:?split=train",
-            "probe": PROBES[True],
+            "probe": residue_heads.described(self.config.probe, PROBES[True]),
             "options": self.config.model_dump(),
             "interval": "bootstrap over families of test proteins",
             "citation": "this project; see the page on the simulated proteome",

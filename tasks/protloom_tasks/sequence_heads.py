@@ -1,4 +1,4 @@
-"""Probes of whole sequences that read residue states rather than one pooled vector."""
+"""Probes of whole sequences that read residue states, or tune the network, rather than read one pooled vector."""
 
 from __future__ import annotations
 
@@ -39,8 +39,9 @@ class Found(NamedTuple):
 
 
 def effective(probe: Probe, subject: Subject) -> Probe:
-    """Returns the probe that a subject gets: a floor without residue features keeps the linear one."""
-    if probe == "convbert" and isinstance(subject, Floor) and type(subject).residues is Floor.residues:
+    """Returns the probe that a subject gets: the linear one for floors that have no residues, or are to be tuned."""
+    lacking = isinstance(subject, Floor) and type(subject).residues is Floor.residues
+    if (probe == "convbert" and lacking) or (probe == "lora" and isinstance(subject, Floor)):
         return "lbfgs"
     return probe
 
@@ -53,6 +54,11 @@ def described(probe: Probe, kind: SequenceKind) -> str:
         return (
             "one ConvBERT layer on residue states (4 heads, kernel 7), pooled over residues, linear layer; AdamW, as in"
             " Ankh's benchmark; floors without residue features: the linear probe"
+        )
+    if probe == "lora":
+        return (
+            "LoRA: low-rank updates of queries and values of a copy of the network, tuned with a linear layer on pooled"
+            " states; a tenth of the training rows says when to stop; floors: the linear probe"
         )
     linear = "ridge(alpha=1)" if kind == "regression" else f"logistic regression(C=1, {probe})"
     return f"StandardScaler + {linear}"
@@ -122,3 +128,60 @@ def by_convbert(
         found = found.reshape(len(scored))
     details = {**trained.details, "sequences_cut_at_1024_residues": long}
     return Found(found, np.array(features.lengths) > 0, np.array(present, dtype=np.bool_), details)
+
+
+def by_lora(
+    subject: Subject,
+    train: Sequence[str],
+    labels: NDArray[Any],
+    scored: Sequence[str],
+    *,
+    kind: SequenceKind,
+    pool: str,
+    specials: bool,
+    options: ProbeOptions,
+    seed: int,
+) -> Found:
+    """Tunes a copy of the subject's network by low-rank updates and applies it; takes what :func:`by_convbert` does.
+
+    Args:
+        subject: a network; its own weights stay as they are.
+        train: training sequences.
+        labels: ``[n]``, or ``[n, C]`` for multilabel.
+        scored: sequences to give outputs for.
+        kind: of the labels.
+        pool: ``mean``, ``max`` or ``cls``.
+        specials: ``mean`` and ``max`` see special symbols too.
+        options: rank, epochs and so on.
+        seed: of weights, order and the rows that say when to stop.
+
+    Raises:
+        UserError: if the subject is no network, or one without projections that are known by name.
+    """
+    from protloom.contracts import NetworkSubject
+    from protloom_tasks.heads import lora
+
+    if not isinstance(subject, NetworkSubject):
+        raise UserError(f"{subject.name} is no network that can be tuned, which probe: lora does: use lbfgs")
+    tuned = lora.fit(
+        subject,
+        train,
+        list(labels),
+        lora.Options(
+            kind,
+            pool,
+            specials,
+            options.rank,
+            options.alpha,
+            options.epochs,
+            options.patience,
+            options.learning_rate,
+            seed,
+        ),
+    )
+    found = np.stack(tuned.outputs(scored))
+    if kind in ("regression", "binary"):
+        found = found[:, 0]
+    long = sum(len(sequence) > subject.max_length for sequence in (*train, *scored))
+    details = {**tuned.details, "sequences_cut": long}
+    return Found(found, np.ones(len(train), dtype=np.bool_), np.ones(len(scored), dtype=np.bool_), details)

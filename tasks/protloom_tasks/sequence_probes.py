@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from protloom_tasks.definition_kinds import SequenceKind
     from protloom_tasks.neighbours import Distance
 
-Probe = Literal["lbfgs", "paper", "knn", "convbert"]
+Probe = Literal["lbfgs", "paper", "knn", "convbert", "lora"]
 """Logistic regression: ``lbfgs`` fits several classes at once, ``paper`` each against the rest, by liblinear; ``knn``:
-nearest neighbours; ``convbert`` is in :mod:`protloom_tasks.sequence_heads`, since it reads residues."""
+nearest neighbours; for ``convbert`` and ``lora`` see :mod:`protloom_tasks.sequence_heads`."""
 
 ALPHA = 1.0
 """Penalty of the ridge regression, as in the ProteinJEPA benchmark."""

@@ -64,7 +64,7 @@ class SequenceConfig(ProbeOptions):
     include_specials: bool = Field(default=True, description="mean and max see <cls> and <eos>, as published")
     probe: sequence_probes.Probe = Field(
         default="lbfgs",
-        description="What is fitted: ridge or logistic regression by one of two solvers, knn, or a convbert layer",
+        description="What is fitted: ridge or logistic regression by one of two solvers, knn, convbert, or lora",
     )
 
 
@@ -165,19 +165,16 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
         """Fits the probe on the training rows and applies it to the scored ones."""
         kind, config = self.definition.kind, self.config
         probe = sequence_heads.effective(config.probe, subject)
-        if probe == "convbert":
+        if probe in ("convbert", "lora"):
             if self.definition.partner:
-                raise UserError(f"{self.name}: probe: convbert reads one sequence, and these rows hold two; use lbfgs")
+                raise UserError(f"{self.name}: probe: {probe} reads one sequence, and these rows hold two; use lbfgs")
             train_sequences, sequences = ([row.sequence for row in rows] for rows in (data.train, data.scored))
-            return sequence_heads.by_convbert(
-                subject,
-                train_sequences,
-                data.train_labels,
-                sequences,
-                kind=kind,
-                pool=config.pool,
-                options=config,
-                seed=seed,
+            given = (subject, train_sequences, data.train_labels, sequences)
+            if probe == "convbert":
+                return sequence_heads.by_convbert(*given, kind=kind, pool=config.pool, options=config, seed=seed)
+            specials = config.include_specials
+            return sequence_heads.by_lora(
+                *given, kind=kind, pool=config.pool, specials=specials, options=config, seed=seed
             )
         train, usable = self._features(subject, data.train)
         scored, present = self._features(subject, data.scored)

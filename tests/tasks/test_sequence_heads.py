@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_model
+import torch
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
 from protloom.errors import UserError
+from protloom.plugins import Registry
+from protloom.subjects import open_subjects
 from protloom_tasks import floors, sequence_heads, sequence_probes
-from protloom_tasks.neighbours import NeighbourClasses, Neighbours, one_hot
+from protloom_tasks.neighbours import NeighbourLabels, Neighbours, one_hot
 from protloom_tasks.sequence_task import SequenceConfig, SequenceTask
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
@@ -51,7 +55,7 @@ def test_outputs_are_those_of_scikit_learn(rows: Any, distance: Any, metric: str
 def test_a_neighbour_at_no_distance_decides_alone(rows: Any) -> None:
     train, _ = rows
     labels = np.arange(60) % 3
-    probe = NeighbourClasses(train, labels, k=5, distance="euclid")
+    probe = NeighbourLabels(train, labels, k=5, distance="euclid")
     np.testing.assert_array_equal(probe.predict(train), labels)
     with pytest.raises(UserError, match="no training row has features"):
         Neighbours(train[:0], one_hot(labels)[:0])
@@ -133,3 +137,32 @@ def test_what_a_convbert_layer_cannot_do_is_one_line(definition: str) -> None:
         SequenceTask(SequenceConfig(definition=pairs, probe="convbert")).run(Codes())
     with pytest.raises(UserError, match="pool: cls with probe: convbert"):
         SequenceTask(SequenceConfig(definition=definition, probe="convbert", pool="cls")).run(Codes())
+
+
+def test_a_network_is_tuned_under_the_same_name(definition: str, tmp_path: Path, registry: Registry) -> None:
+    subject = open_subjects(str(tiny_model.save(tmp_path / "model", registry)), registry, twin=None)[0]
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    options: dict[str, Any] = {"definition": definition, "probe": "lora", "epochs": 3, "learning_rate": 1e-2}
+    task = SequenceTask(SequenceConfig(**options))
+    result = task.run(subject)
+    assert result.interval[0] > 0.5
+    assert "LoRA" in result.details["probe"]
+    assert result.details["held_out_rows"] == 15
+    assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
+    assert result.value == SequenceTask(SequenceConfig(**options)).run(subject).value
+    # floors keep the linear probe, on the same rows
+    floor = task.run(floors.Kmer2())
+    assert floor.items == result.items
+    assert "logistic" in floor.details["probe"]
+    with pytest.raises(UserError, match="codes is no network"):
+        sequence_heads.by_lora(
+            Codes(),
+            ["MKT"],
+            np.array([0]),
+            ["MKT"],
+            kind="binary",
+            pool="mean",
+            specials=True,
+            options=task.config,
+            seed=0,
+        )
