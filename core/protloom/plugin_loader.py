@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import pluggy
 
 from protloom import hookspecs
+from protloom import specs as contracts
 from protloom.errors import UserError, did_you_mean
-from protloom.specs import API_VERSION, KINDS, Ref, Spec
+from protloom.specs import KINDS, Ref, Spec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -125,6 +126,7 @@ class PluginInfo:
         state: ``ok``; ``blocked`` by the user; ``broken``; ``clashing`` if a bare name that it offers is taken.
         error: the cause in one line, empty if all is well.
         traceback: the whole traceback of a broken plugin.
+        warning: what its user should know although it works, such as an old api_version; empty if nothing.
         load_ms: milliseconds that finding its components took.
         components: what it offers; nothing unless ``ok`` or ``clashing``.
     """
@@ -137,6 +139,7 @@ class PluginInfo:
     state: State = "ok"
     error: str = ""
     traceback: str = ""
+    warning: str = ""
     load_ms: float = 0.0
     components: tuple[Component, ...] = ()
 
@@ -257,12 +260,25 @@ def _guarded(stub: PluginInfo, point: metadata.EntryPoint, earlier: Sequence[Plu
             Component(kind, spec.name, stub.distribution, stub.version, stub.name, spec) for kind, spec in specs
         )
         _check_unique(components, stub, earlier)
-        loaded = replace(stub, components=components)
+        loaded = replace(stub, components=components, warning=_ageing(components))
     except PluginProblem as error:
         loaded = replace(stub, state="broken", error=str(error), traceback=traceback.format_exc())
     except (Exception, SystemExit) as error:
         loaded = replace(stub, state="broken", error=one_line(error), traceback=traceback.format_exc())
     return replace(loaded, load_ms=(time.perf_counter() - start) * 1000)
+
+
+def _ageing(components: Sequence[Component]) -> str:
+    """Says which components were written for an older version of the contracts; empty if none."""
+    newest = contracts.API_VERSION
+    old = [c for c in components if c.spec.api_version < newest]
+    if not old:
+        return ""
+    told = ", ".join(f"{c.kind} {c.name!r} for {c.spec.api_version}" for c in old)
+    return (
+        f"written for an older api_version ({told}; this is {newest}): it works now, and will not for ever; "
+        "look for a newer version of it"
+    )
 
 
 def _ask(plugin: Any) -> list[tuple[str, Spec]]:
@@ -326,10 +342,16 @@ def _check_spec(hook: str, kind: str, spec: Spec) -> None:
         )
     if not isinstance(spec.api_version, int) or spec.api_version < 1:
         raise PluginProblem(f"{kind} {spec.name!r}: api_version is {spec.api_version!r}, not a whole number from 1")
-    if spec.api_version > API_VERSION:
+    written, newest, oldest = spec.api_version, contracts.API_VERSION, contracts.OLDEST_API_VERSION
+    if written > newest:
         raise PluginProblem(
-            f"{kind} {spec.name!r} was written for api_version {spec.api_version}, this protloom offers"
-            f" {API_VERSION}: upgrade protloom, or install an older version of the plugin"
+            f"{kind} {spec.name!r} was written for api_version {written}, this protloom offers {newest}: upgrade"
+            " protloom, or install an older version of the plugin"
+        )
+    if written < oldest:
+        raise PluginProblem(
+            f"{kind} {spec.name!r} was written for api_version {written}, this protloom supports {oldest} to {newest}:"
+            " upgrade the plugin, or install an older protloom"
         )
     for field, ref in _references(spec).items():
         if isinstance(ref, str):

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 API_VERSION = 1
 """Version of the contracts in this release; a spec states the one that it was written for."""
+OLDEST_API_VERSION = 1
+"""The oldest version that still works: what was written for one between the two is loaded, with a warning."""
 
 Ref = str | Callable[..., Any]
 """An object, or where to import it from: ``"package.module:attribute"``."""
@@ -27,7 +29,7 @@ class Spec:
         factory: builds the component; its arguments are stated by the subclass.
         config: a pydantic model of the component's options (``extra="forbid"``, frozen), or None where it has none.
         summary: one line for ``protloom plugins``.
-        api_version: the :data:`API_VERSION` that the component was written for.
+        api_version: the :data:`API_VERSION` that the component was written for; 1, the first, where none is stated.
     """
 
     kind: ClassVar[str] = ""
@@ -35,7 +37,7 @@ class Spec:
     factory: Ref
     config: Ref | None = None
     summary: str = ""
-    api_version: int = API_VERSION
+    api_version: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

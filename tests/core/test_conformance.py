@@ -298,6 +298,11 @@ def test_a_heavy_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         checks[0]()
 
 
+def test_a_config_that_is_no_pydantic_model() -> None:
+    found = broken("objective", ObjectiveSpec(name="bad", factory=Plain, config=dict))
+    assert any("is not a pydantic model; tell its author" in told for told in found.values())
+
+
 class ForgetsRate(Section):
     speed: float = Field(default=0.1)
 

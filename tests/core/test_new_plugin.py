@@ -147,3 +147,6 @@ def test_from_an_idea_to_a_comparison_and_back(tmp_path: Path, small_fasta: Path
     gone = run(*program, "resume", "mine-run", cwd=tmp_path, env=env, code=2)
     assert "protloom-my-rare" in gone
     assert "install" in gone
+    # what it has trained needs its objective no more
+    run(*program, "embed", small_fasta, "--model", "mine-run", "--out", "features.npz", cwd=tmp_path, env=env)
+    assert (tmp_path / "features.npz").stat().st_size > 0

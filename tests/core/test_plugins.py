@@ -13,6 +13,7 @@ from plugin_files import Site
 
 from protloom.errors import UserError
 from protloom.plugins import PluginInfo, Registry, split_size
+from protloom.specs import API_VERSION, ObjectiveSpec
 
 HEAD = "from protloom import ObjectiveSpec, TokenizerSpec, hookimpl\n"
 
@@ -89,6 +90,39 @@ def test_a_bad_plugin_is_kept_with_its_cause_and_harms_nothing(kind: str, site: 
     assert cause in message
     # asking for a component of a broken plugin is fatal, with the cause
     assert cause in told("objective", "acme-bad/x", registry)
+
+
+@pytest.mark.parametrize(
+    ("written", "state", "says"),
+    [
+        (1, "broken", "was written for api_version 1, this protloom supports 2 to 3: upgrade the plugin"),
+        (2, "ok", "written for an older api_version (objective 'x' for 2; this is 3): it works now"),
+        (3, "ok", ""),
+        (4, "broken", "was written for api_version 4, this protloom offers 3: upgrade protloom"),
+    ],
+)
+def test_versions_of_the_contracts(
+    written: int, state: str, says: str, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.add("acme", "acme_of_age", body(f"return [ObjectiveSpec(name='x', factory='a:b', api_version={written})]"))
+    # ours are all of version 1, which the test's protloom has left behind: they are not loaded here
+    (ours,) = [point for point in metadata.entry_points(group="protloom") if point.value == "acme_of_age"]
+    monkeypatch.setattr("protloom.specs.API_VERSION", 3)
+    monkeypatch.setattr("protloom.specs.OLDEST_API_VERSION", 2)
+    (found,) = Registry.discover(entry_points=[ours]).plugins
+    assert found.state == state
+    assert says in (found.warning if state == "ok" else found.error)
+    assert bool(found.warning) == (written == 2)
+
+
+def test_a_spec_that_states_no_version_was_written_for_the_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later protloom must not take what says nothing for its own version."""
+    monkeypatch.setattr("protloom.specs.API_VERSION", 2)
+    assert ObjectiveSpec(name="x", factory="a:b").api_version == 1
+
+
+def test_built_in_components_are_of_this_version() -> None:
+    assert {c.spec.api_version for c in Registry.discover().components()} == {API_VERSION}
 
 
 def test_keyboard_interrupt_at_import_is_not_swallowed(site: Site) -> None:

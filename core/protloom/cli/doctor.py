@@ -221,6 +221,8 @@ def _plugins(registry: Registry) -> Iterator[Finding]:
     from protloom.plugins import OWN
 
     for plugin in registry.plugins:
+        if plugin.warning:
+            yield Finding(f"plugin {plugin.full_name}", "note", plugin.warning)
         if plugin.state == "ok":
             continue
         state: Literal["note", "broken"] = "note"

@@ -23,11 +23,16 @@ def run(args: argparse.Namespace) -> int:
         common.print_json({"plugins": [_record(plugin) for plugin in plugins]})
         return 0
     rows = [
-        (p.name, p.distribution, p.version, p.licence, p.state, f"{p.load_ms:.1f}", _offers(p.components))
+        (
+            *(p.name, p.distribution, p.version, p.licence, _versions(p.components), p.state),
+            *(f"{p.load_ms:.1f}", _offers(p.components)),
+        )
         for p in plugins
     ]
-    common.print_table(("plugin", "distribution", "version", "licence", "state", "ms", "components"), rows)
+    common.print_table(("plugin", "distribution", "version", "licence", "API", "state", "ms", "components"), rows)
     for plugin in plugins:
+        if plugin.warning:
+            print(f"\n{plugin.full_name}: {plugin.warning}")
         if plugin.state != "ok":
             print(f"\n{plugin.full_name} is {plugin.state}: {plugin.error}")
             if plugin.state == "broken" and args.debug:
@@ -42,6 +47,10 @@ def _offers(components: Sequence[Component]) -> str:
     return "; ".join(f"{kind} {', '.join(c.name for c in components if c.kind == kind)}" for kind in kinds) or "-"
 
 
+def _versions(components: Sequence[Component]) -> str:
+    return ", ".join(map(str, sorted({c.spec.api_version for c in components}))) or "-"
+
+
 def _record(plugin: PluginInfo) -> dict[str, Any]:
     return {
         "name": plugin.name,
@@ -51,10 +60,17 @@ def _record(plugin: PluginInfo) -> dict[str, Any]:
         "module": plugin.module,
         "state": plugin.state,
         "error": plugin.error,
+        "warning": plugin.warning,
         "traceback": plugin.traceback,
         "load_ms": round(plugin.load_ms, 3),
         "components": [
-            {"kind": c.kind, "name": c.name, "full_name": c.full_name, "summary": c.spec.summary}
+            {
+                "kind": c.kind,
+                "name": c.name,
+                "full_name": c.full_name,
+                "summary": c.spec.summary,
+                "api_version": c.spec.api_version,
+            }
             for c in plugin.components
         ],
     }

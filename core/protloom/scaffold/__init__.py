@@ -9,6 +9,7 @@ from pathlib import Path
 
 from protloom import __version__
 from protloom.errors import UserError, did_you_mean
+from protloom.specs import API_VERSION
 
 TEMPLATES = Path(__file__).with_name("templates")
 COMMON = "common"
@@ -72,6 +73,7 @@ def words_of(kind: str, name: str) -> dict[str, str]:
         "MODULE": module,
         "CLASS": "".join(word.capitalize() for word in name.split("-")),
         "VERSION": __version__,
+        "API": str(API_VERSION),
     }
     return {**words, "USE": fill(USES[kind], words)}
 
