@@ -115,16 +115,13 @@ class ResidueTask(DefinedTask[ResidueDefinition]):
 
     def _read(self, wanted: Sequence[str]) -> tuple[dict[str, list[Labelled]], Reader]:
         reader = Reader(self.definition, self._data_dir, self._folder)
-        try:
-            return residue_rows.read(self.definition, reader, wanted, self.config.split), reader
-        except UserError as error:
-            raise UserError(f"{self.name}: {error}") from None
+        return residue_rows.read(self.definition, reader, wanted, self.config.split), reader
 
     def _load(self, seed: int, limit: int | None) -> Splits:
         split = self.config.split
         found, reader = self._read(["train", split])
         if split not in found:
-            raise UserError(f"{self.name}: there is no {split} split; it has {', '.join(self.definition.all_splits())}")
+            raise UserError(f"there is no {split} split; it has {', '.join(self.definition.all_splits())}")
         train, scored = found["train"], found[split]
         sizes = {"train": self.config.train_proteins, split: self.config.proteins}
         most = {name: min((n for n in (size, limit) if n is not None), default=None) for name, size in sizes.items()}

@@ -190,9 +190,7 @@ class RetrievalTask(DefinedTask[RetrievalDefinition], _Retrieval):
         self.config: DefinedConfig = config
         self._level = config.level or self.definition.level
         if self._level not in self.definition.levels:
-            raise UserError(
-                f"{self.name}: no level {self._level!r}.{did_you_mean(self._level, self.definition.levels)}"
-            )
+            raise UserError(f"no level {self._level!r}.{did_you_mean(self._level, self.definition.levels)}")
         self._items: _Items | None = None
 
     def _sources(self) -> Sequence[Source]:
@@ -221,11 +219,7 @@ class RetrievalTask(DefinedTask[RetrievalDefinition], _Retrieval):
 
     def _read(self) -> _Items:
         if self._items is None:
-            reader = Reader(self.definition, self._data_dir, self._folder)
-            try:
-                self._items = _read(self.definition, reader)
-            except UserError as error:
-                raise UserError(f"{self.name}: {error}") from None
+            self._items = _read(self.definition, Reader(self.definition, self._data_dir, self._folder))
         return self._items
 
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
@@ -233,12 +227,12 @@ class RetrievalTask(DefinedTask[RetrievalDefinition], _Retrieval):
         items, what = self._read(), self.definition.item
         kept = draw(len(items.ids), limit, seed, 0)
         if len(kept) < 2:
-            raise UserError(f"{self.name}: {len(kept)} {what}; retrieval needs two at least")
+            raise UserError(f"{len(kept)} {what}; retrieval needs two at least")
         labels = {level: of[kept] for level, of in items.labels.items()}
         if not metrics.eligible(labels[self._level]).any():
             able = int(metrics.eligible(items.labels[self._level]).sum())
             why = "" if limit is None else f"; of all {len(items.ids)}, {able} have one: raise --limit"
-            raise UserError(f"{self.name}: none of {len(kept)} {what} has another of its {self._level}{why}")
+            raise UserError(f"none of {len(kept)} {what} has another of its {self._level}{why}")
         vectors, missing = self._pooled(subject, [items.sequences[i] for i in kept])
         return summarise(
             recalls(vectors, labels),
@@ -313,8 +307,8 @@ class SimRetrieval(_Retrieval):
             "also": _names("fold"),
             "definition": DEFINITION.format(level="fold", item="domains"),
             "splits": f"{self.config.queries} queries of {self.config.split} superfamilies search"
-            f" {self.config.database} domains of training superfamilies, so a hit has another superfamily; a model that never saw the queries'"
-            " superfamilies was trained on demo:?split=train",
+            f" {self.config.database} domains of training superfamilies, so a hit has another superfamily; a model"
+            " that never saw the queries' superfamilies was trained on demo:?split=train",
             "probe": "none",
             "options": self.config.model_dump(),
             "interval": "bootstrap over families of queries",

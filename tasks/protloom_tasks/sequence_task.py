@@ -135,10 +135,7 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
 
     def _read(self) -> Rows:
         if self._rows is None:
-            try:
-                self._rows = tables.read(self.definition, self._data_dir, self._folder, self.config.split)
-            except UserError as error:
-                raise UserError(f"{self.name}: {error}") from None
+            self._rows = tables.read(self.definition, self._data_dir, self._folder, self.config.split)
         return self._rows
 
     def _floors(self) -> Sequence[Floor]:
@@ -199,7 +196,7 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
     def _load(self, seed: int, limit: int | None) -> _Data:
         rows, split = self._read(), self.config.split
         if split not in rows.splits:
-            raise UserError(f"{self.name}: there is no {split} split; it has {', '.join(rows.splits)}")
+            raise UserError(f"there is no {split} split; it has {', '.join(rows.splits)}")
         most = {"train": self.config.train_rows, split: self.config.rows}
         most = {name: min((n for n in (size, limit) if n is not None), default=None) for name, size in most.items()}
         chosen = {

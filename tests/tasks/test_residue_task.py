@@ -61,7 +61,7 @@ def test_labels_of_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("MKTA,HEC,1111,train", r"t: .*t\.csv, line 6: 4 residues, 3 labels in y, 4 mask values in m; they must be as"),
+        ("MKTA,HEC,1111,train", r"t\.csv, line 6: 4 residues, 3 labels in y, 4 mask values in m; they must be as"),
         ("MKTA,HECC,111,train", r"line 6: 4 residues, 4 labels in y, 3 mask values"),
         ("MKTA,HEXC,1111,train", r"line 6: label 'X' of y is none of H, E, C"),
         ("MKTA,HECC,1 1 yes 1,train", "line 6: m holds what is no number of a mask"),
@@ -115,7 +115,7 @@ def test_a_definition_that_is_wrong_is_named(tmp_path: Path, old: str, new: str,
 def test_a_split_that_is_missing_is_told(tmp_path: Path) -> None:
     task = make(tmp_path, STATES)
     other = ResidueTask(task.config.model_copy(update={"split": "valid"}))
-    with pytest.raises(UserError, match="t: there is no valid split; it has train, test"):
+    with pytest.raises(UserError, match="there is no valid split; it has train, test"):
         other.run(floors.OneHot(1))
 
 
