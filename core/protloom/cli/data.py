@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common, data_overlap
+from protloom.cli import common, data_fetch, data_overlap
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "protloom data prepare proteins.fasta.gz --out corpus",
         "protloom data inspect corpus",
         "protloom data demo --n 20000 --out demo.fasta",
+        "protloom data fetch solubility --out data",
         "protloom data overlap corpus --data-dir data --out drop.tsv",
     )
-    metavar = "prepare|inspect|demo|overlap|duplicates"
+    metavar = "prepare|inspect|demo|fetch|overlap|duplicates"
     commands = parser.add_subparsers(dest="action", metavar=metavar, required=True)
     _configure_prepare(commands.add_parser("prepare", help="turn a sequence file into a store"))
     _configure_inspect(commands.add_parser("inspect", help="tell what is in a store or a file"))
     _configure_demo(commands.add_parser("demo", help="write the simulated proteome"))
+    data_fetch.configure(commands)
     data_overlap.configure(commands)
 
 
@@ -76,7 +78,7 @@ def _configure_demo(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does what was asked."""
-    own = {"prepare": _prepare, "inspect": _inspect, "demo": _demo}
+    own = {"prepare": _prepare, "inspect": _inspect, "demo": _demo, "fetch": data_fetch.run}
     return own[args.action](args) if args.action in own else data_overlap.run(args)
 
 

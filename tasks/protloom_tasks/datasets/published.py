@@ -97,7 +97,9 @@ def download_of(source: Source, recipes: Sequence[Fetch]) -> Download:
     recipe = next((recipe for recipe in recipes if recipe.file == source.path), None)
     if recipe is None:
         return Download(source.path, source.origin, source.licence, source.columns)
-    by_url = {part.url: part for part in recipe.parts}
+    by_url: dict[str, Part] = {}
+    for part in recipe.parts:
+        by_url.setdefault(part.url, part)  # what is said of an archive stands at its first use
     return Download(
         source.path,
         source.origin,
@@ -122,7 +124,7 @@ def convert(recipe: Fetch, target: Path, files: Sequence[Path]) -> None:
         UserError: a published file is not what the recipe says.
     """
     by_url = dict(zip(dict.fromkeys(part.url for part in recipe.parts), files, strict=True))
-    compress = target.name.removesuffix(".tmp").endswith(".gz")
+    compress = target.name.endswith(".gz")
     first = recipe.parts[0]
     if len(recipe.parts) == 1 and not first.is_table:
         with by_url[first.url].open("rb") as published, _binary(target, compress) as out:
