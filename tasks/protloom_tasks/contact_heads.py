@@ -45,9 +45,8 @@ class HeadOptions(Section):
     c: float | None = Field(
         default=None, gt=0, description="attention, pairs: inverse penalty; null: 1 / 0.15 (L1, as published), 1 (L2)"
     )
-    attention_proteins: int | None = Field(
-        default=20, ge=1, description="attention: training proteins, drawn by seed, 20 as published; null: all"
-    )
+    # no cap that --full should lift: so many are the protocol
+    attention_proteins: int = Field(default=20, ge=1, description="attention: training proteins, drawn by seed")
     train_pairs: int | None = Field(
         default=40_000, ge=100, description="attention: training pairs, all contacts kept; null: all"
     )

@@ -6,7 +6,7 @@ What counts is in :mod:`protloom_tasks.contact_protocol`, what scores pairs in :
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
@@ -15,12 +15,17 @@ from protloom_tasks import contact_heads, contact_protocol
 from protloom_tasks.contact_heads import HeadOptions
 from protloom_tasks.contact_protocol import ALSO, DEFINITION, MAIN, ContactSplits, Mapped
 from protloom_tasks.datasets import simulated, structures
-from protloom_tasks.datasets.files import locate, sha256, status
+from protloom_tasks.datasets.files import locate, sha256
 from protloom_tasks.datasets.proteins import draw
+from protloom_tasks.definition import Scored
 from protloom_tasks.floors import OneHot, Separation
+from protloom_tasks.task_base import TaskBase
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from protloom.contracts import Subject, TaskResult
+    from protloom_tasks.datasets.files import Source
     from protloom_tasks.floors import Floor
     from protloom_tasks.simulated.proteome import Proteome
 
@@ -35,29 +40,25 @@ HEADS: Mapping[str, str] = {
 """What each head is."""
 
 
-class _Contacts:
+class _Contacts(TaskBase):
     """What the tasks of contact prediction share.
 
     Args:
         options: which head, and of it.
+
+    Attributes:
+        unit: what is resampled.
     """
 
-    name: str
     unit: str
 
     def __init__(self, options: HeadOptions) -> None:
         self._options = options
         self._splits: dict[tuple[int, int | None], ContactSplits] = {}
 
-    def floors(self) -> Mapping[str, Subject]:
+    def _floors(self) -> Sequence[Floor]:
         """Returns separation and letters of a pair; beside it, for heads on residue states, a window of letters."""
-        return dict(self._floors())
-
-    def _floors(self) -> dict[str, Floor]:
-        floors: list[Floor] = [Separation()]
-        if self._options.head in ("pairs", "ankh"):
-            floors.append(OneHot())
-        return {floor.name: floor for floor in floors}
+        return (Separation(), OneHot()) if self._options.head in ("pairs", "ankh") else (Separation(),)
 
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
         """Scores a subject; see :class:`protloom.contracts.Task`."""
@@ -81,7 +82,7 @@ class _Contacts:
         return ContactSplits(splits.train, chosen, {**splits.details, "test_proteins_left_out": counts})
 
     def _card(self) -> dict[str, Any]:
-        """Returns what the cards have in common."""
+        """Returns the first entries of a card."""
         head = self._options.head
         return {
             "kind": "residue pairs, frozen network",
@@ -91,11 +92,14 @@ class _Contacts:
             "definition": DEFINITION,
             "probe": HEADS.get(head, f"{HEADS['attention']}; for networks without attention maps {HEADS['pairs']}"),
             "options": self._options.model_dump(exclude={"data_dir"}),
-            "floors": {
-                name: f"{floor.summary}, by the head {contact_heads.choose(head, floor)}"
-                for name, floor in self._floors().items()
-            },
         }
+
+    def _tail(self) -> dict[str, Any]:
+        floors = {
+            floor.name: f"{floor.summary}, by the head {contact_heads.choose(self._options.head, floor)}"
+            for floor in self._floors()
+        }
+        return {**super()._tail(), "floors": floors}
 
     def _load(self, seed: int, limit: int | None) -> ContactSplits:
         raise NotImplementedError
@@ -105,7 +109,7 @@ class ContactConfig(HeadOptions):
     """Options of ``contact``."""
 
     data_dir: str | None = Field(default=None, description="Data folder; default: PROTLOOM_DATA")
-    split: Literal["valid", "test"] = Field(default="valid", description="What is scored")
+    split: Scored = Field(default="valid", description="What is scored; test is for reporting, never to choose by")
     train_proteins: int | None = Field(default=None, ge=1, description="Training proteins, drawn by seed; null: all")
 
 
@@ -126,26 +130,25 @@ class Contact(_Contacts):
 
     def card(self) -> Mapping[str, Any]:
         """Describes the task."""
-        source = structures.STRUCTURES
         return {
             "title": "contacts in real structures: Cβ nearer than 8 Å, 6 or more residues apart",
             **self._card(),
             "differs": "no published split: trained on 226 unbound chains of Docking Benchmark 5 (bm5_unbound), valid"
-            " is TS50, test the PSICOV150 set and five more (metl-pub); published figures are on ProteinNet or CASP14."
+            " is TS50, test the PSICOV150 set and a few more (metl-pub); published figures are on ProteinNet or CASP14."
             " L counts the residues seen in the file",
             "splits": f"train: {structures.SPLITS['train']} (226); valid: {structures.SPLITS['valid']} (50);"
             f" test: {structures.SPLITS['test']} (155); scored: {self.config.split}",
             "interval": "bootstrap over proteins; two test proteins are there in two lengths, resampled together",
             "citation": "Jones et al. 2012 (PSICOV150); Li et al. 2014 (TS50); Vreven et al. 2015 (Docking"
             " Benchmark 5); structures from the PDB",
-            "data": {source.path: {"from": source.origin, "licence": source.licence}},
-            "status": {source.path: status(self.config.data_dir, source)},
-            "simulated": False,
+            **self._tail(),
         }
 
-    def check(self) -> None:
-        """Raises UserError if the file is missing."""
-        locate(self.config.data_dir, structures.STRUCTURES)
+    def _sources(self) -> Sequence[Source]:
+        return (structures.STRUCTURES,)
+
+    def _find(self, source: Source) -> Path:
+        return locate(self.config.data_dir, source)
 
     def sequences(self, split: str) -> Sequence[str]:
         """Returns all chains of a split; see :class:`protloom.contracts.HasSequences`."""
@@ -190,9 +193,10 @@ class SimContactConfig(HeadOptions, simulated.SimulatedConfig):
     """Options of ``sim-contact``."""
 
     train_proteins: int = Field(default=20, ge=1, le=200, description="Training proteins, drawn by seed")
-    test_proteins: int = Field(default=100, ge=1, description="Test proteins, drawn by seed")
-    attention_proteins: int | None = Field(
-        default=None, ge=1, description="attention: training proteins of these, drawn by seed; null: all"
+    split: Scored = Field(default="valid", description="Superfamilies that are scored")
+    test_proteins: int = Field(default=100, ge=1, description="Scored proteins, drawn by seed")
+    attention_proteins: int = Field(
+        default=200, ge=1, description="attention: at most so many of the training proteins"
     )
 
 
@@ -205,6 +209,7 @@ class SimContact(_Contacts):
 
     name = "sim-contact"
     unit = "families"
+    simulated = True
 
     def __init__(self, config: SimContactConfig) -> None:
         super().__init__(config)
@@ -215,23 +220,19 @@ class SimContact(_Contacts):
         return {
             "title": "contacts of SIMULATED proteins",
             **self._card(),
-            "splits": f"whole superfamilies; {self.config.train_proteins} training and {self.config.test_proteins} test"
-            " proteins, drawn evenly from families; a model that never saw the test superfamilies was trained on"
-            " demo:?split=train",
+            "splits": f"whole superfamilies; {self.config.train_proteins} training and {self.config.test_proteins}"
+            f" {self.config.split} proteins, drawn evenly from families; a model that never saw the test"
+            " superfamilies was trained on demo:?split=train",
             "interval": "bootstrap over families of test proteins",
             "citation": "Rao et al. 2021 for the protocol; the proteome is this project's",
             "licence": "part of this project",
-            "data": {},
-            "status": {},
-            "simulated": True,
+            **self._tail(),
         }
-
-    def check(self) -> None:
-        """Needs no data."""
 
     def _load(self, seed: int, limit: int | None) -> ContactSplits:
         proteome = simulated.make(self.config)
-        sizes = {"train": self.config.train_proteins, "test": self.config.test_proteins}
+        scored = self.config.split
+        sizes = {"train": self.config.train_proteins, scored: self.config.test_proteins}
         found = {
             split: [
                 _mapped(proteome, i)
@@ -239,7 +240,8 @@ class SimContact(_Contacts):
             ]
             for split, n in sizes.items()
         }
-        return ContactSplits(found["train"], found["test"], {**simulated.provenance(self.config), "limit": limit})
+        details = {**simulated.provenance(self.config), "split": scored, "limit": limit}
+        return ContactSplits(found["train"], found[scored], details)
 
 
 def _mapped(proteome: Proteome, i: int) -> Mapped:

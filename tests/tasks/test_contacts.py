@@ -123,7 +123,7 @@ def test_few_pairs_never_lack_others(splits: ContactSplits) -> None:
 def test_training_proteins_of_the_attention_head_are_drawn(splits: ContactSplits) -> None:
     subject = Maps(list(splits.train), noise=0.3)
     assert attention(subject, splits.train, attention_proteins=2).details["proteins_fitted_on"] == 2
-    assert attention(subject, splits.train, attention_proteins=None).details["proteins_fitted_on"] == 6
+    assert attention(subject, splits.train, attention_proteins=200).details["proteins_fitted_on"] == 6
 
 
 def test_every_metric_has_an_interval_and_every_protein_its_precisions(splits: ContactSplits) -> None:
@@ -162,7 +162,11 @@ def test_simulated_contacts() -> None:
     assert result.value == SimContact(task.config).run(floors.Separation()).value
     assert set(task.card()["also"]) <= set(result.metrics)
     assert 0 < result.metrics["chance:long"] < 0.2
-    splits = task._load(0, None)
+    assert result.details["split"] == "valid"
+    config = SimContactConfig(proteome_size=600, train_proteins=6, test_proteins=12, split="test")
+    splits = SimContact(config)._load(0, None)
+    assert splits.details["split"] == "test"
+    assert not {p.id for p in splits.test} & {p.id for p in task._load(0, None).test}
     assert not {p.group for p in splits.train} & {p.group for p in splits.test}
     for protein in splits.test:
         np.testing.assert_array_equal(protein.contacts, protein.contacts.T)
