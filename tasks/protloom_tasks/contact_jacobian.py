@@ -34,7 +34,8 @@ class JacobianHead:
             sequence are read.
 
     Raises:
-        UserError: if the subject is no network, or an encoder-decoder, whose encoder has no logits.
+        UserError: if the subject is no network, an encoder-decoder, whose encoder has no logits, or one whose features
+            come from an inner layer.
     """
 
     def __init__(self, subject: Subject) -> None:
@@ -44,6 +45,11 @@ class JacobianHead:
             raise UserError(
                 f"{subject.name}: head: jacobian needs the logits of a masked-token model, and this one was not trained"
                 " to fill masks: use head: pairs"
+            )
+        if subject.layer != subject.model.depth:
+            raise UserError(
+                f"{subject.name}: head: jacobian reads logits, which come after the last block, not layer"
+                f" {subject.layer}: leave the layer out"
             )
         self._subject = subject
         self.details: Mapping[str, Any] = {"head": "jacobian", "probe": "categorical Jacobian, nothing trained"}

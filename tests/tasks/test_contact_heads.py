@@ -252,6 +252,10 @@ def test_who_can_have_which_head(network: Any, monkeypatch: pytest.MonkeyPatch, 
         patched.setattr(type(network.model), "capabilities", frozenset({"encode", "decode"}))
         with pytest.raises(UserError, match="head: pairs"):
             contact_heads.fit(network, splits.train, HeadOptions(head="jacobian"), seed=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(network, "layer", 1)
+        with pytest.raises(UserError, match="not layer 1: leave the layer out"):
+            contact_heads.fit(network, splits.train, HeadOptions(head="jacobian"), seed=0)
 
 
 @pytest.mark.parametrize("head", ["attention", "pairs", "ankh", "jacobian"])
