@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,11 +55,12 @@ def start(resolved: ResolvedRun, registry: Registry, *, pause: Amount | None = N
         run = assemble(resolved, registry, world, initial=resolved.settings.init)
         # the main process names the folder: the clocks of the others may already show another second
         run_dir = Path(world.from_main(str(run_folder.claim(resolved)) if world.main else ""))
-        if world.main:
-            run_folder.write_config(run_dir, resolved)
-        world.barrier()
-        state = TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, tuple(s.content_hash for s in run.stores))
-        return _train(run, run_dir, state, pause)
+        with run_folder.held(run_dir) if world.main else nullcontext():
+            if world.main:
+                run_folder.write_config(run_dir, resolved)
+            world.barrier()
+            state = TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, tuple(s.content_hash for s in run.stores))
+            return _train(run, run_dir, state, pause)
     finally:
         world.close()
 
@@ -73,9 +75,15 @@ def resume(run_dir: Path, overrides: Sequence[str], registry: Registry, *, pause
         pause: save and return once so much is done.
 
     Raises:
-        UserError: if there is no run, a checkpoint is damaged, or the corpus or the seed is another one.
+        UserError: if there is no run, another process trains it, a checkpoint is damaged, or the corpus or the seed is
+            another one.
     """
     run_folder.refuse_if_none(run_dir, overrides)
+    with run_folder.held(run_dir) if os.environ.get("RANK", "0") == "0" else nullcontext():
+        return _resume(run_dir, overrides, registry, pause)
+
+
+def _resume(run_dir: Path, overrides: Sequence[str], registry: Registry, pause: Amount | None) -> Finished:
     resolved = config.load(run_dir / run_folder.CONFIG, list(overrides), registry)
     trainer = resolved.settings.trainer
     folder = checkpoint.latest(run_dir)

@@ -5,9 +5,11 @@ Nothing here needs PyTorch, so that a mistake is told at once.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 CONFIG = "config.yaml"
 DEFAULT_PARENT = "runs"
+LOCK = ".lock"
 
 
 def stated(resolved: ResolvedRun) -> Path | None:
@@ -80,6 +83,42 @@ def refuse_if_none(run_dir: Path, overrides: Sequence[str] = ()) -> None:
         raise UserError(
             f"out cannot be changed: the run goes on in {run_dir}; start another one with train --init {run_dir}"
         )
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Keeps the folder for this process; another one that wants to train there is refused until this one ends.
+
+    The system takes the lock back however the process ends. On a file system without locks there is none.
+
+    Raises:
+        UserError: another process has it; names the process.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = run_dir / LOCK
+    with path.open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{run_dir} is being trained by another process ({file.read().strip() or 'unknown'}): "
+                "wait for it, or stop it first"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def write_config(run_dir: Path, resolved: ResolvedRun) -> None:

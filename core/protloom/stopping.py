@@ -51,3 +51,20 @@ def stop_on_signals(*, quiet: bool = False) -> Iterator[StopRequest]:
     finally:
         for chosen, handler in previous.items():
             signal.signal(chosen, handler)
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Lets SIGTERM end the process as an exception does, so that what it has started is stopped too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

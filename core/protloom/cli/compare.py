@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Compares; returns 1 if a task failed for some model."""
     from protloom.compare import analysis, plan, tables
     from protloom.compare.runner import Runner
+    from protloom.stopping import exit_on_sigterm
 
     registry = common.registry(args)
     planned = plan.load(args.file, args.overrides, registry)
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
     runner = Runner(planned, args.out, registry, tell)
     runner.tasks()  # a task that cannot run is told before hours of training
-    failures = [] if args.report_only else runner.run()
+    with exit_on_sigterm():
+        failures = [] if args.report_only else runner.run()
     found = analysis.analyse(planned, args.out)
     report = _write(args.out, found, analysis.curves(planned, args.out), registry, tell)
     if args.json:

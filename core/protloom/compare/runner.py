@@ -105,7 +105,7 @@ class Runner:
         run_dir = self._folder / "runs" / part.run
         load = LoadMeter()
         command = [sys.executable, "-m", "protloom", *self._command(part, run_dir)]
-        code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+        code = _run(command)
         if code:
             raise UserError(
                 f"training {part.run} failed (exit code {code}; see above): the rest is kept, and the same command "
@@ -197,6 +197,17 @@ class Runner:
             return [line]
         _write_json(path, {"who": who, "task": name, **_plain(result), "card": dict(task.card())})
         return []
+
+
+def _run(command: list[str]) -> int:
+    """Runs a command and returns its exit code; if this process is stopped, the command is asked to stop and save."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def _warmup(run_dir: Path) -> int:
