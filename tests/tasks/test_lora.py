@@ -135,3 +135,27 @@ def test_what_cannot_be_tuned_is_one_line(subject: Any) -> None:
         lora.fit(subject, ["MKT"], [0], Options("binary", "mean"))
     with pytest.raises(UserError, match="no query and value projections in Sequential"):
         lora.adapt(nn.Sequential(nn.Linear(2, 2)), rank=2, alpha=2)
+
+
+def test_an_update_of_a_whole_matrix_is_that_of_peft() -> None:
+    peft = pytest.importorskip("peft", reason="the referee is not installed: pip install peft")
+    torch.manual_seed(0)
+    plain = nn.ModuleDict({"q": nn.Linear(6, 4)}).double()
+    wrapped = nn.ModuleDict({"q": nn.Linear(6, 4)}).double()
+    wrapped.load_state_dict(plain.state_dict())
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, lora_alpha=8, target_modules=["q"]), wrapped)
+    (name,) = lora.adapt(plain, rank=2, alpha=8)
+    assert name == "q"
+    ours = dict(plain.named_parameters())
+    theirs = dict(wrapped.named_parameters())
+    pairs = {"a": "q.lora_A.default.weight", "b": "q.lora_B.default.weight"}
+    for own, other in pairs.items():
+        update = ours[f"q.parametrizations.weight.0.{own}"]
+        nn.init.normal_(update)
+        theirs[other].data = update.detach()[0].clone()
+    assert {name for name, value in theirs.items() if value.requires_grad} == set(pairs.values())
+    assert {name for name, value in ours.items() if value.requires_grad} == {
+        f"q.parametrizations.weight.0.{own}" for own in pairs
+    }
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(plain["q"](x), wrapped["q"](x))
