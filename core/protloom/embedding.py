@@ -199,13 +199,12 @@ class Embedder:
         Raises:
             UserError: also if the weights hold no head, so that the network's is random.
         """
-        from protloom.likelihood import Reader
+        from protloom.likelihood import Reader, untrained
         from protloom.variant_scores import score_variants
 
-        if self.provenance.get("initialised"):
-            raise UserError(
-                f"{self.name} cannot score variants: its weights hold no {self.provenance['initialised'][0]}"
-            )
+        missing = untrained(self.model, self.provenance.get("initialised", ()))
+        if missing:
+            raise UserError(f"{self.name} cannot score variants: its weights hold no {missing[0]}")
         reader = Reader(
             self.model, self.tokenizer, self.prefix, self.tokens_per_batch, max_length=self.max_length, dtype=self.dtype
         )

@@ -206,6 +206,31 @@ def can_read(model: Architecture) -> bool:
     return "decode" not in model.capabilities
 
 
+def untrained(model: Architecture, initialised: Iterable[str]) -> tuple[str, ...]:
+    """Returns those of the parameters that no weights were read for on which probabilities of residues depend.
+
+    Args:
+        model: the network.
+        initialised: names of parameters that are random, see :class:`protloom.contracts.ImportedWeights`.
+    """
+    names = tuple(initialised)
+    if not names or not can_read(model):
+        return names  # a decoder is nothing but what leads to residues
+    asked = {name: part for name, part in cast("nn.Module", model).named_parameters() if name in names}
+    trained = [part.requires_grad for part in asked.values()]
+    try:
+        for part in asked.values():
+            part.requires_grad_(True)
+        with torch.enable_grad():
+            first = next(iter(asked.values()))
+            logits = model.logits(torch.zeros(1, model.width, device=first.device, dtype=first.dtype))
+            slopes = torch.autograd.grad(logits.sum(), list(asked.values()), allow_unused=True)
+    finally:
+        for part, before in zip(asked.values(), trained, strict=True):
+            part.requires_grad_(before)
+    return tuple(name for name, slope in zip(asked, slopes, strict=True) if slope is not None)
+
+
 class _Mask:
     """Asks a masked-token model at the place of the mask."""
 

@@ -178,6 +178,8 @@ def test_mistakes_in_the_wild_type(
     model = ["--model", models["esm"]]
     assert main(["score", inputs[0], "--method", "pll", *model]) == 2
     assert "--method pll compares variants with a wild type: give its FASTA by --wild-type" in capsys.readouterr().err
+    assert main(["score", inputs[2], "--max-length", "9", *model]) == 2
+    assert "--max-length is for variants: give their protein by --wild-type" in capsys.readouterr().err
     Path(inputs[2]).write_text(f">one\n{WILD_TYPE}\n>two\nMKT\n")
     assert main(["score", *inputs, *model]) == 2
     assert "holds more than one sequence (one, two …)" in capsys.readouterr().err

@@ -14,11 +14,13 @@ import tiny_model
 import torch
 import transformers
 
+from protloom.cli import main
 from protloom.contracts import Offsets, VariantScorer
 from protloom.embedding import Embedder
 from protloom.errors import UserError
-from protloom.likelihood import Reader, window
+from protloom.likelihood import Reader, untrained, window
 from protloom.plugins import Registry
+from protloom.subjects import open_subjects
 from protloom.variant_scores import check_method, possible_methods, score_variants
 from protloom.variants import METHODS, Variant, make_variants
 from protloom.weights import load_pretrained
@@ -36,6 +38,7 @@ class Case(NamedTuple):
     reader: Reader
     hidden: LogP
     visible: LogP | None
+    folder: Path
 
 
 def log_softmax(logits: torch.Tensor) -> Any:
@@ -78,7 +81,7 @@ def esm(tmp_path_factory: pytest.TempPathFactory, registry: Registry) -> Case:
         ids[position + 1] = vocab["<mask>"]
         return ask(ids, position + 1)
 
-    return Case(Reader(found.architecture, found.tokenizer), hidden, lambda s, i: ask(ids_of(s), i + 1))
+    return Case(Reader(found.architecture, found.tokenizer), hidden, lambda s, i: ask(ids_of(s), i + 1), folder)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def ankh(tmp_path_factory: pytest.TempPathFactory) -> Case:
         with torch.no_grad():
             return log_softmax(pair.theirs(input_ids=source, decoder_input_ids=target).logits[0, -1])
 
-    return Case(Reader(pair.ours, tokenizer), hidden, None)
+    return Case(Reader(pair.ours, tokenizer), hidden, None, pair.folder)
 
 
 @pytest.fixture(params=["esm", "ankh"])
@@ -257,9 +260,28 @@ def test_an_embedder_scores_variants(esm: Case) -> None:
     assert subject.counts["variants"] == len(MUTANTS)
     assert subject.counts["variants_windowed"] == len(MUTANTS) - 1  # the wild type asks nothing
     assert subject.counts["variant_passes"] == expected.passes > 1
-    subject.provenance["initialised"] = ("head.weight",)
-    with pytest.raises(UserError, match=r"cannot score variants: its weights hold no head\.weight"):
-        subject.score_variants(WILD_TYPE, asked, "wt-marginals")
+
+
+def test_a_network_without_a_head_is_refused(
+    esm: Case, registry: Registry, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folder of an EsmModel holds no language-model head: features are fine, probabilities are not."""
+    folder = str(tmp_path / "headless")
+    transformers.EsmModel.from_pretrained(esm.folder, add_pooling_layer=False).save_pretrained(folder)
+    found = load_pretrained(folder, registry)
+    head = {name for name in found.stored.initialised if name.startswith("head.")}
+    assert set(untrained(found.architecture, found.stored.initialised)) == head != set()
+    # contacts are read elsewhere: a random contact head does no harm
+    contacts = [name for name, _ in found.model.named_parameters() if name.startswith("contact_head.")]
+    assert contacts
+    assert untrained(found.architecture, contacts) == ()
+    model, _, _ = open_subjects(folder, registry, twin=None)
+    with pytest.raises(UserError, match=r"cannot score variants: its weights hold no head\."):
+        model.score_variants(WILD_TYPE, variants("A4G"), "masked-marginals")
+    (tmp_path / "one.fasta").write_text(f">one\n{WILD_TYPE}\n")
+    capsys.readouterr()
+    assert main(["score", str(tmp_path / "one.fasta"), "--model", folder]) == 2
+    assert "cannot score: model.safetensors has no language-model head" in capsys.readouterr().err
 
 
 def test_one_line_for_what_cannot_be_done(esm: Case, ankh: Case) -> None:

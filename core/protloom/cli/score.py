@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, registry: Registry, max_length: int | None = None) -> Reader:
     """Opens the model to be asked."""
-    from protloom.likelihood import Reader
+    from protloom.likelihood import Reader, untrained
     from protloom.precision import compute_dtype
     from protloom.subjects import find_device, prefix_ids
     from protloom.weights import load_pretrained
@@ -74,7 +74,7 @@ def _open(args: argparse.Namespace, registry: Registry, max_length: int | None =
     device = find_device(args.device)
     dtype = compute_dtype(args.precision, device)
     pretrained = load_pretrained(args.model, registry, device=device)
-    if pretrained.stored.initialised:
+    if untrained(pretrained.architecture, pretrained.stored.initialised):
         raise UserError(f"{args.model} cannot score: {'; '.join(pretrained.notes)}")
     for note in pretrained.notes:
         common.warn(note)

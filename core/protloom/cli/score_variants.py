@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from protloom.variants import Variant
 
 
+DEFAULTS: Mapping[str, object] = {"first_residue": 1, "max_length": 1024, "score_column": "score"}
+"""Options that mean nothing without a wild type."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
     options = parser.add_argument_group("variants of one protein")
@@ -32,20 +36,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         " each residue of each variant, which may have any length; sentinel-pll: encoder-decoders, a pass for each"
         " mutation",
     )
-    options.add_argument(
-        "--first-residue", type=int, default=1, metavar="N", help="number of the wild type's first residue (1)"
-    )
-    options.add_argument(
-        "--max-length", type=int, default=1024, metavar="N", help="residues seen at once, round a mutation (1024)"
-    )
-    options.add_argument("--score-column", default="score", metavar="NAME", help="name of the column of scores (score)")
+    options.add_argument("--first-residue", type=int, metavar="N", help="number of the wild type's first residue (1)")
+    options.add_argument("--max-length", type=int, metavar="N", help="residues seen at once, round a mutation (1024)")
+    options.add_argument("--score-column", metavar="NAME", help="name of the column of scores (score)")
+    parser.set_defaults(**DEFAULTS)
 
 
 def asked(args: argparse.Namespace) -> bool:
     """Tells whether variants are to be scored, not sequences."""
-    if args.wild_type is None and args.method is not None:
+    if args.wild_type is not None:
+        return True
+    if args.method is not None:
         raise UserError(f"--method {args.method} compares variants with a wild type: give its FASTA by --wild-type")
-    return args.wild_type is not None
+    for name, default in DEFAULTS.items():
+        if getattr(args, name) != default:
+            raise UserError(f"--{name.replace('_', '-')} is for variants: give their protein by --wild-type")
+    return False
 
 
 def run(args: argparse.Namespace, registry: Registry, reader_of: Callable[[int], Reader]) -> int:

@@ -164,8 +164,7 @@ def _read_fair_esm(file: Path) -> ImportedWeights:
     if regression.is_file():
         tensors |= load_torch(regression).get("model", {})
     config = _fair_esm_config(content, tensors, file)
-    state, notes = _assemble(tensors, config, FAIR_ESM, file)
-    return ImportedWeights(config.model_dump(mode="json"), state, "esm", notes)
+    return _assemble(tensors, config, FAIR_ESM, file)
 
 
 def _fair_esm_config(content: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path) -> Esm2Config:
@@ -207,8 +206,7 @@ def _read_folder(folder: Path) -> ImportedWeights:
     frequencies = next((value for key, value in tensors.items() if FREQUENCIES.fullmatch(key)), None)
     config = _folder_config(stated, frequencies, folder / "config.json")
     _check_vocabulary(folder, stated)
-    state, notes = _assemble(tensors, config, TRANSFORMERS, file)
-    return ImportedWeights(config.model_dump(mode="json"), state, "esm", notes)
+    return _assemble(tensors, config, TRANSFORMERS, file)
 
 
 def _modern(key: str) -> str:
@@ -288,9 +286,7 @@ def _get(tensors: Mapping[str, Tensor], key: str, file: Path) -> Tensor:
     return tensors[key]
 
 
-def _assemble(
-    tensors: Mapping[str, Tensor], config: Esm2Config, naming: Naming, file: Path
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _assemble(tensors: Mapping[str, Tensor], config: Esm2Config, naming: Naming, file: Path) -> ImportedWeights:
     """Renames, joins and checks tensors, and initialises heads that the file lacks.
 
     Raises:
@@ -308,12 +304,13 @@ def _assemble(
         if not wanted & tensors.keys():
             notes.append(f"{file.name} has no {what}: initialised, so train it before using it")
             state |= _fresh({own: shapes[own] for own in table if own.startswith(head)})
+    initialised = tuple(state)
     for own, names in table.items():
         if own in state:
             continue
         shape = (shapes[own][0] // len(names), *shapes[own][1:])
         state[own] = torch.cat([take(tensors, name, shape, file) for name in names]).contiguous()
-    return state, tuple(notes)
+    return ImportedWeights(config.model_dump(mode="json"), state, "esm", tuple(notes), initialised)
 
 
 def _check_unexpected(tensors: Mapping[str, Tensor], known: Iterable[str], embedding: str, file: Path) -> None:
