@@ -19,7 +19,7 @@ KINDS = ("objective", "architecture", "tokenizer", "task", "optimizer", "kernel"
 """Kinds of component that there is a template for."""
 
 USES: Mapping[str, str] = {
-    "objective": "protloom train --data demo: --arch esm2:tiny --objective @NAME@ trainer.steps=50",
+    "objective": "protloom train --data demo: --arch esm2:tiny objective=@NAME@ trainer.steps=50",
     "architecture": "protloom train --data demo: --arch @NAME@:tiny trainer.steps=50",
     "tokenizer": "protloom train --data demo: --arch esm2:tiny tokenizer=@NAME@ trainer.steps=50",
     "task": "protloom task run @NAME@ --model floor:kmer2",
