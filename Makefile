@@ -15,7 +15,7 @@ PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist wor
 # without those that need a corpus or a finished run; each says in its first lines how it is called
 BENCHMARKS = $(filter-out benchmarks/ankh3_joint.py benchmarks/first_run_figure.py,$(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -50,5 +50,9 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	for script in $(BENCHMARKS); do $(VENV)/bin/python $$script || exit 1; done
 
+# The site, into docs/_build/index.html; a warning is an error.
+docs: $(VENV)/.dev
+	$(VENV)/bin/sphinx-build -W --keep-going -q -b html docs docs/_build
+
 clean:
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .benchmarks
+	rm -rf $(VENV) dist docs/_build .mypy_cache .ruff_cache .benchmarks
