@@ -137,6 +137,13 @@ def test_data_that_are_missing(tmp_path: Path, proteins: list[str], capsys: Capt
     printed, errors = capsys.readouterr()
     assert lines_of(printed)[task][1:3] == ["1", "1"]
     assert "error: solubility: no file" in errors
+    # a task that has no test set, although it may run without one
+    text = (tmp_path / "t.yaml").read_text()
+    (tmp_path / "u.yaml").write_text(text.replace("test: {file: t.csv", "test: {file: gone.csv"))
+    assert main(["data", "overlap", path, "--tasks", str(tmp_path / "u.yaml"), task]) == 1
+    printed, errors = capsys.readouterr()
+    assert "gone.csv" in errors
+    assert lines_of(printed)[task][1:3] == ["1", "1"]
     # without names, what has no data is left out, and nothing at all is a mistake
     assert main(["data", "overlap", path, "--data-dir", str(empty)]) == 2
     errors = capsys.readouterr().err

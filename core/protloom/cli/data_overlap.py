@@ -71,11 +71,13 @@ class _Told:
 
     Attributes:
         tasks: by name.
+        tested: their test sequences.
         failed: reason -> tasks that were asked for and cannot be looked at.
         silent: tasks that do not tell their sequences, or whose data are not there, of those that nobody asked for.
     """
 
     tasks: dict[str, HasSequences] = field(default_factory=dict)
+    tested: dict[str, Sequence[str]] = field(default_factory=dict)
     failed: dict[str, list[str]] = field(default_factory=dict)
     silent: list[str] = field(default_factory=list)
 
@@ -86,7 +88,8 @@ def _tasks(wanted: Sequence[str] | None, args: argparse.Namespace, registry: Reg
     from protloom.contracts import HasSequences
 
     found = _Told()
-    selection = task_suite.select(task_suite.names(registry) if wanted is None else wanted, registry)
+    # a task may score its validation set by default, and then needs no test set to run
+    selection = task_suite.select(task_suite.names(registry) if wanted is None else wanted, registry, split="test")
     for name, reason in selection.unable.items():
         found.failed.setdefault(reason, []).append(name)
     for choice in selection.choices:
@@ -97,6 +100,7 @@ def _tasks(wanted: Sequence[str] | None, args: argparse.Namespace, registry: Reg
             task.check()
             if not isinstance(task, HasSequences):
                 raise UserError("does not tell its sequences, so it cannot be compared")
+            found.tested[choice.name] = list(task.sequences("test"))
             found.tasks[choice.name] = task
         except UserError as error:
             if wanted is None:
@@ -122,7 +126,7 @@ def _overlap(args: argparse.Namespace) -> int:
     _check(args)
     registry = common.registry(args)
     told = _Told() if args.against and args.tasks is None else _tasks(args.tasks, args, registry)
-    sets: dict[str, Sequence[str]] = {name: list(task.sequences("test")) for name, task in told.tasks.items()}
+    sets: dict[str, Sequence[str]] = dict(told.tested)
     for path in args.against:
         sets[path] = [sequence for _, sequence in _entries(path, None, registry)]
     if not sets:
@@ -281,7 +285,7 @@ def _duplicates(args: argparse.Namespace) -> int:
         raise UserError(f"--share {share:g}: must lie above 0 and be at most 1")
     records: dict[str, dict[str, int]] = {}
     for name, task in told.tasks.items():
-        tested = list(task.sequences("test"))
+        tested = told.tested[name]
         training = [*task.sequences("train"), *task.sequences("valid")]
         exact, above = occurring(tested, training, k=k, share=share)
         records[name] = {
