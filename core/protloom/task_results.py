@@ -45,6 +45,8 @@ HEADER = (
     *("n", "unit", "seed", "limit", "weights", "cropped", "windowed", "skipped", "seconds"),
 )
 """Columns of the CSV."""
+LISTS = ("per_item", "replicates", "predictions")
+"""Parts of a result that are long, and in no table."""
 LONG = ("cropped", "windowed", "skipped")
 """What may happen to sequences that are longer than the network sees at once."""
 
@@ -62,6 +64,8 @@ class ResultFolder:
 
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self.path, self._warn = path, warn
+        # when each file was written, and what the tables show of it; nothing of a damaged one
+        self._tabled: dict[Path, tuple[int, Sequence[Record]]] = {}
         if path.is_dir() and not (path / HOME).is_dir() and any(path.iterdir()):
             raise UserError(f"--out {path}: is not empty and holds no results of tasks; choose another folder")
         if path.exists() and not path.is_dir():
@@ -90,26 +94,42 @@ class ResultFolder:
 
     def write_tables(self) -> None:
         """Writes both tables anew, from all results that are there."""
-        records = self.records()
+        files = self._files()
+        for path in files:
+            changed = path.stat().st_mtime_ns
+            if path not in self._tabled or self._tabled[path][0] != changed:
+                # a folder may hold hundreds of results, most of them long lists that no table shows
+                short = [{k: v for k, v in record.items() if k not in LISTS} for record in self._read([path])]
+                self._tabled[path] = changed, short
+        records = _in_order([record for path in files for record in self._tabled[path][1]])
         write_text(self.path / CSV, csv_text(records))
         write_text(self.path / MARKDOWN, markdown(records))
 
     def records(self) -> list[Record]:
         """Returns all results, in the order of tasks and roles; one that cannot be read is left out with a warning."""
-        found = []
-        for path in sorted((self.path / HOME).glob("*/*.json")):
+        return _in_order(list(self._read(self._files())))
+
+    def _files(self) -> list[Path]:
+        return sorted((self.path / HOME).glob("*/*.json"))
+
+    def _read(self, paths: Sequence[Path]) -> Iterator[Record]:
+        for path in paths:
             try:
-                found.append(read(path))
+                yield read(path)
             except UserError as error:
                 self._warn(f"{error}; left out")
-        order = ("model", TWIN, "floor")
-        return sorted(
-            found, key=lambda r: (r["task"], r["split"] or "", order.index(r["role"]) if r["role"] in order else 9)
-        )
 
     def _file(self, label: str, task: str, split: str | None) -> Path:
         name = f"{_slug(task)}.{split}.json" if split else f"{_slug(task)}.json"
         return self.path / HOME / _slug(label) / name
+
+
+def _in_order(records: Sequence[Record]) -> list[Record]:
+    """Returns results by task, split and role."""
+    order = ("model", TWIN, "floor")
+    return sorted(
+        records, key=lambda r: (r["task"], r["split"] or "", order.index(r["role"]) if r["role"] in order else 9)
+    )
 
 
 def _slug(name: str) -> str:

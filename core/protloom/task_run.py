@@ -204,6 +204,9 @@ def run(built: Built, request: Request) -> Report:
             entries.append(entry)
     except UserError as error:
         return Report(built.name, built.card, entries, str(error), built.split)
+    except OSError as error:  # a full disk, a file that went away
+        told = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        return Report(built.name, built.card, entries, told, built.split)
     except Exception as error:  # a bug in one task must not cost the others
         if request.debug:
             traceback.print_exc()

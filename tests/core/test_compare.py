@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from protloom.cli import main
+from protloom.cli.compare import _claim
 from protloom.compare import analysis, plan, tables
 from protloom.compare.plan import ComparisonConfig, Plan
 from protloom.compare.runner import Part, Runner, parts
@@ -129,6 +130,31 @@ def test_rounds_interleave_more_finely_than_what_is_evaluated(
     assert by_seconds.turns == (7.5, 15, 20, 22.5, 30)
     # more rounds than steps: none of no length
     assert load(tmp_path, small_fasta, registry, rounds=9, checkpoints=[]).turns == (1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("split", [None, "valid", "test"])
+def test_tasks_score_validation_unless_told_otherwise(
+    small_fasta: Path, tmp_path: Path, registry: Registry, split: str | None
+) -> None:
+    changes = {"tasks": ["suite:demo"], **({} if split is None else {"split": split})}
+    tasks = Runner(load(tmp_path, small_fasta, registry, **changes), tmp_path, registry, print).tasks()
+    assert {"sim-ss3", "sim-retrieval", "sim-contact"} <= set(tasks)
+    for name in ("sim-ss3", "sim-retrieval"):
+        assert tasks[name].config.split == (split or "valid")  # type: ignore[attr-defined]
+
+
+def test_the_split_of_a_comparison_is_fixed(small_fasta: Path, tmp_path: Path, registry: Registry) -> None:
+    out = tmp_path / "out"
+    _claim(out, load(tmp_path, small_fasta, registry))
+    with pytest.raises(UserError, match=r"with another split \(valid, now test\)"):
+        _claim(out, load(tmp_path, small_fasta, registry, split="test"))
+    # one that was begun before comparisons had a split scored what was the tasks' default then
+    stated = yaml.safe_load((out / "comparison.yaml").read_text())
+    del stated["split"]
+    (out / "comparison.yaml").write_text(yaml.safe_dump(stated))
+    with pytest.raises(UserError, match=r"with another split \(test, now valid\)"):
+        _claim(out, load(tmp_path, small_fasta, registry))
+    _claim(out, load(tmp_path, small_fasta, registry, split="test"))
 
 
 @pytest.mark.slow
@@ -250,6 +276,7 @@ def test_differences_intervals_and_counts(tmp_path: Path) -> None:
     assert (loose["wins"], loose["losses"], loose["ties"], loose["sign_test_p"]) == (0, 0, 3, None)
     assert strict["sign_test_p"] == pytest.approx(0.75)
     text = tables.markdown(found)
+    assert "- scored: the validation split" in text
     assert text.index("1 better, 1 worse, 1 undecided") < text.index("## After")  # the verdict first
 
 

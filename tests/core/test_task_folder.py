@@ -156,6 +156,35 @@ def test_damaged_results_are_told_and_made_anew(tmp_path: Path, toys: Path, caps
     assert computed(toys) == [f"plain {MODEL}"]
 
 
+def test_a_full_disk_is_told_and_nothing_is_half_written(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path.write_text
+
+    def full(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.parent.parent.name == "results":
+            whole(self, "{")
+            raise OSError(28, "No space left on device", str(self))
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert run("toy:plain", "--out", str(tmp_path / "out")) == 1
+    assert "error: toy:plain: No space left on device:" in capsys.readouterr().err
+    assert list((tmp_path / "out" / "results").rglob("*.json")) == []
+
+
+def test_the_tables_show_what_is_in_the_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("toy:plain", "toy:lower", "--out", str(out))
+    for path in (out / "results").glob("*/toy_plain*.json"):
+        path.unlink()
+    run("toy:sim", "--out", str(out))
+    rows = list(csv.DictReader((out / "results.csv").open()))
+    assert {row["task"] for row in rows} == {"toy:lower", "toy:sim"}
+    assert {row["task"]: row["simulated"] for row in rows} == {"toy:lower": "False", "toy:sim": "True"}
+    assert "| toy:sim (SIMULATED) |" in (out / "results.md").read_text()
+
+
 def test_failures_do_not_stop_the_others(tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     assert run("toy:broken", "toy:missing", "toy:plain", "--out", str(out)) == 1
