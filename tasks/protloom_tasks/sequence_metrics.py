@@ -22,14 +22,6 @@ MOST_CLASSES = 20
 """Beyond so many classes, the metrics of :data:`SLOW` get no interval: it would take hours."""
 
 
-def ranks(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Returns the rank of each value along the last axis, from 1; equal values share the mean of their ranks."""
-    from scipy.stats import rankdata
-
-    found: NDArray[np.float64] = rankdata(values, axis=-1)
-    return found
-
-
 def pearson(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the linear correlation."""
     return _correlation(truth[rows], output[rows])
@@ -37,7 +29,26 @@ def pearson(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) 
 
 def spearman(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the correlation of ranks, ties at their mean rank."""
-    return _correlation(ranks(truth[rows]), ranks(output[rows]))
+    times = _multiplicities(rows, len(truth))
+    middle = (rows.shape[-1] + 1) / 2
+    a, b = _ranks(times, truth) - middle, _ranks(times, output) - middle
+    spread = np.sqrt((times * a * a).sum(axis=-1) * (times * b * b).sum(axis=-1))
+    return _ratio((times * a * b).sum(axis=-1), spread)
+
+
+def _ranks(times: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns the rank of each item, ties at their mean, in resamples that hold it ``times`` ``[b, n]``."""
+    order, starts, place = _sorted(values)
+    held = np.add.reduceat(times[:, order], starts, axis=1)  # [b, distinct values]
+    found: NDArray[np.float64] = (np.cumsum(held, axis=1) - (held - 1) / 2)[:, place]
+    return found
+
+
+def _sorted(values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the order of items, where in it each distinct value begins, and which of them each item has."""
+    _, place, held = np.unique(values, return_inverse=True, return_counts=True)
+    starts = np.cumsum(held) - held
+    return np.argsort(place, kind="stable"), starts, place.astype(np.int64)
 
 
 def mse(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -59,11 +70,17 @@ def r2(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> ND
 
 def auc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the area under the ROC curve: how often a positive is above a negative, ties half (Mann-Whitney)."""
-    positive = truth[rows] == 1
-    n = positive.sum(axis=-1).astype(np.float64)
-    below = positive.shape[-1] - n
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return ((ranks(output[rows]) * positive).sum(axis=-1) - n * (n + 1) / 2) / (n * below)
+    return _auc(_multiplicities(rows, len(truth)), truth == 1, output)
+
+
+def _auc(times: NDArray[np.float64], positive: NDArray[np.bool_], scores: NDArray[Any]) -> NDArray[np.float64]:
+    """Returns the AUC of resamples that hold every item ``times`` ``[b, n]``: the items are sorted once for all."""
+    order, starts, _ = _sorted(scores)
+    drawn = times[:, order]
+    above = np.add.reduceat(drawn * positive[order], starts, axis=1)  # [b, distinct scores]
+    below = np.add.reduceat(drawn, starts, axis=1) - above
+    wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
+    return _ratio(wins, above.sum(axis=1) * below.sum(axis=1))
 
 
 def average_precision(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -112,7 +129,8 @@ def mcc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> N
 
 def ovr_auc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the mean over classes of the AUC of one against the rest; classes without both are left out."""
-    each = [auc((truth == label).astype(np.int64), output[:, label], rows) for label in range(output.shape[1])]
+    times = _multiplicities(rows, len(truth))
+    each = [_auc(times, truth == label, output[:, label]) for label in range(output.shape[1])]
     return _nanmean(np.stack(each, axis=-1))
 
 

@@ -298,4 +298,4 @@ def test_pairs_of_real_proteins(shared_data: Path) -> None:
     left = result.details["left_out"]
     assert sum(left.values()) + sum(result.details["available"].values()) == 55_000
     assert all(n > 1000 for n in result.details["available"].values())
-    assert 0.5 < result.value < 0.8
+    assert 0.5 < result.value < 0.9  # composition tells hubs from others
