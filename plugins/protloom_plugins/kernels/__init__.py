@@ -17,4 +17,9 @@ def protloom_kernels() -> list[KernelSpec]:
             factory="protloom_plugins.kernels.native:TorchBackend",
             summary="the fastest form that PyTorch itself offers on this device",
         ),
+        KernelSpec(
+            name="apex",
+            factory="protloom_plugins.kernels.apex:ApexBackend",
+            summary="NVIDIA apex's fused norms, AdamW and clipping, where it was built; only where a run names it",
+        ),
     ]

@@ -1,0 +1,241 @@
+"""The kernel backend ``apex``: what NVIDIA's apex still fuses and this project uses: norms, AdamW, gradient clipping.
+
+apex is built from NVIDIA's source and has no wheels; the ``apex`` on PyPI is another project. Its Python part imports
+without its CUDA extensions and then falls back to plain PyTorch without a word, so this backend looks for the extension
+modules themselves and runs each of them once before it offers them. PyTorch's own fused kernels have caught up with
+most of it, so ``auto`` does not choose it: a run names it (``kernels: apex``, or ``kernels: {rms_norm: apex}``).
+
+Parameters keep PyTorch's layout, and so does the state of the optimizer: checkpoints move freely between backends.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from protloom.errors import UserError
+from protloom_plugins.kernels.reference import torch_groups
+
+WHERE = "build it from https://github.com/NVIDIA/apex as its README says (never from PyPI)"
+NORMS, TENSORS = "fused_layer_norm_cuda", "amp_C"
+"""The extension modules that hold the norms, and what works on many tensors at once."""
+
+
+def norms() -> Any:
+    """Returns apex's module of norm functions."""
+    return importlib.import_module("apex.normalization.fused_layer_norm")
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
+    """apex's fused RMS norm; statistics in fp32, the result in the type of ``x``."""
+    if not x.numel():
+        return x if weight is None else x * weight.to(x.dtype)  # its kernels cannot be launched over no rows
+    shape = (x.shape[-1],)
+    with _as_they_come(x):
+        if weight is None:
+            return _typed(norms().fused_rms_norm(x, shape, eps), x)
+        if weight.dtype == x.dtype:
+            return _typed(norms().fused_rms_norm_affine(x, weight, shape, eps), x)
+        # the mixed form takes two types and gives the weight's
+        return _typed(norms().mixed_dtype_fused_rms_norm_affine(x, weight, shape, eps), x)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
+    """apex's fused layer norm; statistics in fp32, the result in the type of ``x``."""
+    if weight is not None and bias is None:
+        bias = torch.zeros_like(weight)  # its affine form has both or none
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)
+    if not x.numel():
+        return x if weight is None or bias is None else x * weight.to(x.dtype) + bias.to(x.dtype)
+    shape = (x.shape[-1],)
+    with _as_they_come(x):
+        if weight is None or bias is None:
+            return _typed(norms().fused_layer_norm(x, shape, eps), x)
+        if weight.dtype == x.dtype:
+            return _typed(norms().fused_layer_norm_affine(x, weight, bias, shape, eps), x)
+        return _typed(norms().mixed_dtype_fused_layer_norm_affine(x, weight, bias, shape, eps), x)
+
+
+def _as_they_come(x: Tensor) -> torch.autocast:
+    """Keeps apex from casting its inputs to autocast's type: the residual stream stays in fp32."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def _typed(found: Tensor, like: Tensor) -> Tensor:
+    return found.to(like.dtype)
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """apex's clipping over many tensors at once; only fp32 and fp16 gradients take its fused path."""
+    clip = importlib.import_module("apex.contrib.clip_grad").clip_grad_norm_
+    ready = [p for p in parameters if p.grad is not None]
+    _refuse_shards(ready)
+    if not ready:
+        return torch.zeros(())
+    norm: Tensor = clip(ready, max_norm)
+    return norm.detach()
+
+
+def adamw(
+    groups: Sequence[Mapping[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """apex's FusedAdam as AdamW, with the state of ``torch.optim.AdamW``: a step count for every parameter."""
+    ready = torch_groups(groups, lr, weight_decay)
+    _refuse_shards([p for group in ready for p in group["params"]])
+    return _adamw_class()(ready, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def _refuse_shards(parameters: Sequence[Tensor]) -> None:
+    if any(isinstance(p, DTensor) for p in parameters):
+        raise UserError(
+            "kernels: apex cannot work on sharded parameters (fsdp2): use trainer.parallel=ddp, or "
+            "kernels: {adamw: torch, clip_grad_norm: torch}"
+        )
+
+
+def _adamw_class() -> Any:
+    """Returns a subclass of apex's FusedAdam, which is there only where apex is."""
+    base: Any = importlib.import_module("apex.optimizers").FusedAdam
+
+    class FusedAdamW(base):
+        """FusedAdam that keeps its counts as PyTorch does.
+
+        apex counts steps in a group, an integer there; PyTorch in the state of each parameter. Between two steps this
+        one has no count in its groups: those of its parameters, one tensor a group, are all there is to save.
+        """
+
+        def __init__(self, params: Any, **options: Any) -> None:
+            super().__init__(params, adam_w_mode=True, **options)
+            self._counts = [torch.zeros(()) for _ in self.param_groups]
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            """Frees gradients; apex's own takes no argument."""
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if set_to_none or parameter.grad is None:
+                        parameter.grad = None
+                    else:
+                        parameter.grad.zero_()
+
+        def step(self, closure: Any = None) -> Any:
+            """Does one step."""
+            for group, count in zip(self.param_groups, self._counts, strict=True):
+                group["step"] = int(count)
+            loss = super().step(closure)
+            for group, count in zip(self.param_groups, self._counts, strict=True):
+                count.fill_(group.pop("step"))
+                for parameter in group["params"]:
+                    if parameter in self.state:
+                        self.state[parameter]["step"] = count
+            return loss
+
+        def load_state_dict(self, state_dict: Any) -> None:
+            """Takes the state of this class or of ``torch.optim.AdamW``."""
+            own = [{k: v for k, v in group.items() if k != "params"} for group in self.param_groups]
+            super().load_state_dict(state_dict)
+            for number, (group, before) in enumerate(zip(self.param_groups, own, strict=True)):
+                for key, value in before.items():
+                    group.setdefault(key, value)  # options that PyTorch's has no name for
+                group.pop("step", None)
+                states = [self.state[p] for p in group["params"] if p in self.state]
+                steps = {float(state["step"]) for state in states if "step" in state}
+                if len(steps) > 1:
+                    raise UserError(
+                        "kernels: apex counts the steps of a group of parameters together, but this checkpoint has "
+                        f"{len(steps)} counts in one: go on with kernels: {{adamw: torch}}"
+                    )
+                self._counts[number] = torch.tensor(steps.pop() if steps else 0.0)
+                for state in states:
+                    state["step"] = self._counts[number]
+
+    return FusedAdamW
+
+
+class ApexBackend:
+    """Offers what apex was built with, on CUDA.
+
+    Attributes:
+        name: of the component.
+        priority: below that of ``torch``, so that ``auto`` never takes it.
+    """
+
+    name = "apex"
+    priority = -10
+    devices = ("cuda",)
+
+    def __init__(self, config: Any = None) -> None:
+        del config
+        self._found: dict[str, tuple[dict[str, Callable[..., Any]], str]] = {}
+
+    def unavailable(self, device: torch.device) -> str | None:
+        """Returns None if an extension works on the device, else what is missing, in one line."""
+        functions, reason = self._probe(device)
+        return None if functions else reason
+
+    def functions(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Callable[..., Any]]:
+        """Returns the functions of those extensions that work."""
+        del dtype
+        return self._probe(device)[0]
+
+    def _probe(self, device: torch.device) -> tuple[dict[str, Callable[..., Any]], str]:
+        """Returns what works on a device, and why the rest does not; each extension is run once."""
+        key = str(device)
+        if key not in self._found:
+            offered: dict[str, Callable[..., Any]] = {}
+            reasons: list[str] = []
+            parts: list[tuple[str, Callable[[torch.device], None], dict[str, Callable[..., Any]]]] = [
+                (NORMS, _try_norms, {"rms_norm": rms_norm, "layer_norm": layer_norm}),
+                (TENSORS, _try_tensors, {"adamw": adamw, "clip_grad_norm": clip_grad_norm}),
+            ]
+            for extension, attempt, functions in parts:
+                reason = self._reason(device, extension, attempt)
+                if reason is None:
+                    offered |= functions
+                else:
+                    reasons.append(reason)
+            self._found[key] = offered, "; ".join(dict.fromkeys(reasons))
+        return self._found[key]
+
+    def _reason(self, device: torch.device, extension: str, attempt: Callable[[torch.device], None]) -> str | None:
+        if device.type not in self.devices:
+            return f"apex runs on {' and '.join(self.devices)}, not on {device.type}"
+        if find_spec("apex") is None:
+            return f"apex is not installed: {WHERE}"
+        if find_spec(extension) is None:
+            return f"apex was built without {extension}: {WHERE}"
+        try:
+            attempt(device)
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            # an extension of another PyTorch or CUDA shows only when it is loaded or run
+            return f"apex's {extension} does not work here ({' '.join(str(error).split())[:200]}): {WHERE}"
+        return None
+
+
+def _try_norms(device: torch.device) -> None:
+    x = torch.ones(2, 8, device=device)
+    found = rms_norm(x, torch.full((8,), 2.0, device=device), eps=0.0)
+    if not torch.allclose(found, 2 * x):
+        raise RuntimeError("its RMS norm of ones is not the weight")
+
+
+def _try_tensors(device: torch.device) -> None:
+    parameter = torch.nn.Parameter(torch.zeros(4, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = adamw(
+        [{"params": [parameter], "names": ["probe"], "lr_scale": 1.0, "weight_decay_scale": 0.0}],
+        lr=1.0,
+        betas=(0.9, 0.99),
+        eps=1e-12,
+        weight_decay=0.0,
+    )
+    optimizer.step()
+    # the first step of Adam is lr in the direction of the sign
+    if not torch.allclose(parameter.detach(), torch.full_like(parameter, -1.0), atol=1e-3):
+        raise RuntimeError("its first step of Adam is wrong")

@@ -1,0 +1,156 @@
+"""A stand-in for NVIDIA's apex, in torch and on CPU, with the quirks of the real one that an adapter must know.
+
+- Norms of one type refuse two; the mixed ones give the type of the weight. None can be launched over no rows.
+- Under autocast its functions would cast their inputs.
+- FusedAdam counts steps in the group as an integer, keeps fp32 moments, and its ``zero_grad`` takes no argument.
+- Clipping is in ``contrib``.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+CALLS: list[str] = []
+"""Which of its functions were called, in order."""
+
+
+def _checked(name: str, x: Tensor, *parameters: Tensor, mixed: bool = False) -> Tensor:
+    CALLS.append(name)
+    if torch.is_autocast_enabled(x.device.type):
+        raise RuntimeError("autocast is on: the real one would cast its inputs now")
+    if not x.numel():
+        raise RuntimeError("CUDA error: invalid configuration argument")
+    if not mixed and any(p.dtype != x.dtype for p in parameters):
+        raise RuntimeError("expected scalar type of input and weight to be the same")
+    return x.float()
+
+
+def _rms(x: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def _standard(x: Tensor, eps: float) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return _rms(centred, eps)
+
+
+def fused_rms_norm(x: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
+    return _rms(_checked("fused_rms_norm", x), eps).to(x.dtype)
+
+
+def fused_rms_norm_affine(x: Tensor, weight: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
+    return (_rms(_checked("fused_rms_norm_affine", x, weight), eps) * weight.float()).to(x.dtype)
+
+
+def mixed_dtype_fused_rms_norm_affine(x: Tensor, weight: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
+    wide = _checked("mixed_dtype_fused_rms_norm_affine", x, weight, mixed=True)
+    return (_rms(wide, eps) * weight.float()).to(weight.dtype)
+
+
+def fused_layer_norm(x: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
+    return _standard(_checked("fused_layer_norm", x), eps).to(x.dtype)
+
+
+def fused_layer_norm_affine(x: Tensor, weight: Tensor, bias: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
+    wide = _checked("fused_layer_norm_affine", x, weight, bias)
+    return (_standard(wide, eps) * weight.float() + bias.float()).to(x.dtype)
+
+
+def mixed_dtype_fused_layer_norm_affine(
+    x: Tensor, weight: Tensor, bias: Tensor, shape: Any, eps: float = 1e-6
+) -> Tensor:
+    wide = _checked("mixed_dtype_fused_layer_norm_affine", x, weight, bias, mixed=True)
+    return (_standard(wide, eps) * weight.float() + bias.float()).to(weight.dtype)
+
+
+class FusedAdam(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        adam_w_mode: bool = True,
+        weight_decay: float = 0.0,
+    ) -> None:
+        defaults = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
+        super().__init__(params, {**defaults, "weight_decay": weight_decay})
+        self.decoupled = adam_w_mode
+
+    def zero_grad(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        CALLS.append("FusedAdam.step")
+        for group in self.param_groups:
+            group["step"] = group["step"] + 1 if "step" in group else 1
+            assert type(group["step"]) is int, "the kernel takes an int"
+            b1, b2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if len(state) == 0:
+                    state["exp_avg"] = torch.zeros_like(p, dtype=torch.float32)
+                    state["exp_avg_sq"] = torch.zeros_like(p, dtype=torch.float32)
+                state["exp_avg"].lerp_(p.grad.float(), 1 - b1)
+                state["exp_avg_sq"].mul_(b2).addcmul_(p.grad.float(), p.grad.float(), value=1 - b2)
+                mean = state["exp_avg"] / (1 - b1 ** group["step"] if group["bias_correction"] else 1)
+                square = state["exp_avg_sq"] / (1 - b2 ** group["step"] if group["bias_correction"] else 1)
+                assert self.decoupled
+                update = mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * p
+                p.sub_(group["lr"] * update)
+
+
+def clip_grad_norm_(
+    parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
+    CALLS.append("clip_grad_norm_")
+    grads = [p.grad for p in parameters]
+    norm = torch.stack([g.float().norm() for g in grads]).norm()
+    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for g in grads:
+        g.mul_(factor)
+    return norm
+
+
+def install(patch: pytest.MonkeyPatch, *, extensions: tuple[str, ...] = ("fused_layer_norm_cuda", "amp_C")) -> None:
+    """Puts the stand-in where imports find it, for the time of a test."""
+    CALLS.clear()
+    tree: dict[str, dict[str, Any]] = {
+        "apex": {},
+        "apex.normalization": {},
+        "apex.normalization.fused_layer_norm": {
+            f.__name__: f
+            for f in (
+                fused_rms_norm,
+                fused_rms_norm_affine,
+                mixed_dtype_fused_rms_norm_affine,
+                fused_layer_norm,
+                fused_layer_norm_affine,
+                mixed_dtype_fused_layer_norm_affine,
+            )
+        },
+        "apex.optimizers": {"FusedAdam": FusedAdam},
+        "apex.contrib": {},
+        "apex.contrib.clip_grad": {"clip_grad_norm_": clip_grad_norm_},
+        **{name: {} for name in extensions},
+    }
+    for name, members in tree.items():
+        module = ModuleType(name)
+        module.__spec__ = ModuleSpec(name, None, is_package=True)
+        module.__path__ = []  # type: ignore[attr-defined]
+        for key, value in members.items():
+            setattr(module, key, value)
+        patch.setitem(sys.modules, name, module)
