@@ -256,12 +256,12 @@ def _print_overlap(found: Mapping[str, Sequence[Overlap]], audit: Audit, told: _
     print(f"\n{total:,} of {audit.read:,} sequences of the corpus overlap with a test sequence ({what})")
     if told.silent:
         print(f"not compared{_of(told.silent)}")
-    if args.out is None:
+    if args.out is None and total:
         print("next     the same with --out drop.tsv, then: protloom data prepare CORPUS --drop drop.tsv --out CLEANED")
-        return
-    print(f"list     {args.out}")
-    for corpus in found:
-        print(f"next     protloom data prepare {corpus} --drop {args.out} --out CLEANED")
+    if args.out is not None:
+        print(f"list     {args.out}")
+        for corpus in (name for name, overlaps in found.items() if overlaps):
+            print(f"next     protloom data prepare {corpus} --drop {args.out} --out CLEANED")
 
 
 def _part(count: int, whole: int) -> str:
