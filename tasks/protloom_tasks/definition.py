@@ -33,6 +33,7 @@ from protloom import config_source
 from protloom.config_errors import explain
 from protloom.errors import UserError, did_you_mean
 from protloom.settings import Section
+from protloom_tasks.datasets.published import Fetch
 
 HOME = Path(__file__).with_name("definitions")
 """The definitions that are shipped."""
@@ -157,6 +158,7 @@ class Definition(Section):
     )
     note: str = Field(default="", description="What else a reader of a result should know")
     reference: list[str] = Field(default=[], description="Published numbers, each with its source")
+    fetch: list[Fetch] = Field(default=[], description="How 'protloom data fetch' makes its files of published ones")
     variants: dict[str, dict[str, Any]] = Field(
         default={}, description="Variant: values for the {words} in this file, and keys of it to put over its own"
     )
@@ -259,7 +261,10 @@ def _validated(raw: Mapping[str, Any], where: str) -> Definition:
 
 def _filled(raw: Mapping[str, Any], variant: str, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Puts a variant's values in the place of the {words} of a definition, and its keys over the definition's own."""
-    over = {key: value for key, value in values.items() if key in raw or not isinstance(value, str)}
+    kind = raw.get("kind")
+    model: type[Definition] = named(ENGINES[kind].definition) if kind in ENGINES else Definition
+    keys = {*raw, *model.model_fields}
+    over = {key: value for key, value in values.items() if key in keys or not isinstance(value, str)}
     words = {"variant": variant, **{key: value for key, value in values.items() if key not in over}}
     rest = {key: value for key, value in raw.items() if key != "variants"}
     filled = {key: _replaced(value, words, where) for key, value in config_source.merge(rest, over).items()}

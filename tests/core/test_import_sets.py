@@ -59,6 +59,7 @@ def test_plugins_imports_no_numerical_library() -> None:
         "protloom_plugins.optimizers",
         "protloom_plugins.tokenizers",
         "protloom_tasks",
+        "protloom_tasks.listing",
         "protloom_tasks.simulated",
     }
 

@@ -108,7 +108,7 @@ def test_files_that_are_no_definition(tmp_path: Path) -> None:
 
 
 VARIANTS = """variants:
-  near: {word: close, title: "points of {word} relatives"}
+  near: {word: close, title: "points of {word} relatives", note: "{word}, in short"}
   far:
     word: wide
     splits: {test: {file: "{word}.csv", where: {part: far}}}
@@ -123,6 +123,7 @@ def test_variants_fill_words_and_lay_keys_over(tmp_path: Path) -> None:
     for found in (near, far):
         assert isinstance(found.definition, SequenceDefinition)
     assert near.definition.title == "points of close relatives"
+    assert (near.definition.note, far.definition.note) == ("close, in short", "")  # a key that the file itself lacks
     assert near.definition.splits["train"][0].file == "close-near.csv"  # type: ignore[attr-defined]
     assert near.definition.splits["test"][0].file == "t.csv"  # type: ignore[attr-defined]
     assert far.definition.title == "melting points"

@@ -97,7 +97,7 @@ def test_show(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out
     code, cards, _ = run_json(capsys, "show", "ss3")
     assert code == 0
-    assert sorted(cards) == ["ss3:casp12", "ss3:cb513", "ss3:new364", "ss3:ts115"]
+    assert sorted(cards) == ["ss3:casp12", "ss3:casp14", "ss3:cb513", "ss3:new364", "ss3:ts115"]
 
 
 def test_names() -> None:
@@ -128,7 +128,7 @@ def test_run_json_and_file_agree(capsys: pytest.CaptureFixture[str], model: Path
     for entry, stored in zip(entries, written["tasks"][0]["results"], strict=True):
         per_item = np.array(stored.pop("per_item"), dtype=float)
         assert len(per_item) == entry["n"]
-        assert stored.pop("predictions") == {}
+        assert [len(column) for column in stored.pop("predictions").values()] == [12] * 4  # of each protein
         assert stored == entry
         assert entry["details"]["limit"] == 12
     gap = entries[2]["model_minus_this"]
