@@ -261,8 +261,8 @@ def _validated(raw: Mapping[str, Any], where: str) -> Definition:
 
 def _filled(raw: Mapping[str, Any], variant: str, values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Puts a variant's values in the place of the {words} of a definition, and its keys over the definition's own."""
-    kind = raw.get("kind")
-    model: type[Definition] = named(ENGINES[kind].definition) if kind in ENGINES else Definition
+    engine = ENGINES.get(str(raw.get("kind")))
+    model: type[Definition] = Definition if engine is None else named(engine.definition)
     keys = {*raw, *model.model_fields}
     over = {key: value for key, value in values.items() if key in keys or not isinstance(value, str)}
     words = {"variant": variant, **{key: value for key, value in values.items() if key not in over}}
