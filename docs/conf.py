@@ -15,7 +15,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "protl
 exclude_patterns = ["_build", "extensions"]
 source_suffix = {".md": "markdown"}
 myst_heading_anchors = 3
-smartquotes = False  # "--data" is no dash
+smartquotes_action = "D"  # dashes alone: quotation marks may be part of what is typed
 
 # the order of the source is the order in which a module is best read
 autodoc_member_order = "bysource"

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -43,11 +44,11 @@ def registry() -> Registry:
 
 
 def text(value: object) -> str:
-    """Returns plain text so that Markdown shows it as it is."""
+    """Returns plain text so that Markdown shows it as it is; options, ``--data``, as code."""
     shown = " ".join(str(value).split())
     for sign in "\\|*_<>[]`":
         shown = shown.replace(sign, f"\\{sign}")
-    return shown
+    return re.sub(r"(?<![\w-])--[a-z][a-z-]*", r"`\g<0>`", shown)
 
 
 def code(value: object) -> str:
