@@ -229,6 +229,10 @@ class SimContact(_Contacts):
             **self._tail(),
         }
 
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns all proteins of a split; see :class:`protloom.contracts.HasSequences`."""
+        return simulated.sequences(self.config, split)
+
     def _load(self, seed: int, limit: int | None) -> ContactSplits:
         proteome = simulated.make(self.config)
         scored = self.config.split

@@ -317,6 +317,10 @@ class SimRetrieval(_Retrieval):
             **self._tail(),
         }
 
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns all proteins of a split; see :class:`protloom.contracts.HasSequences`."""
+        return simulated.sequences(self.config, split)
+
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
         """Scores a subject; see :class:`protloom.contracts.Task`."""
         if self._proteome is None:

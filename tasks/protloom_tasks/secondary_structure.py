@@ -69,6 +69,10 @@ class SimSs3(TaskBase):
     def _floors(self) -> Sequence[Floor]:
         return (OneHot(self.config.window),)
 
+    def sequences(self, split: str) -> Sequence[str]:
+        """Returns all proteins of a split; see :class:`protloom.contracts.HasSequences`."""
+        return simulated.sequences(self.config, split)
+
     def run(self, subject: Subject, *, seed: int = 0, limit: int | None = None) -> TaskResult:
         """Scores a subject; see :class:`protloom.contracts.Task`."""
         if (seed, limit) not in self._splits:

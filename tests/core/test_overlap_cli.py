@@ -132,7 +132,7 @@ def test_data_that_are_missing(tmp_path: Path, proteins: list[str], capsys: Capt
     empty = tmp_path / "empty"
     empty.mkdir()
     # one that was named fails, the other one is told all the same
-    words = ["data", "overlap", path, "--tasks", task, "solubility", "sim-ss3", "--data-dir", str(empty)]
+    words = ["data", "overlap", path, "--tasks", task, "solubility", "--data-dir", str(empty)]
     assert main(words) == 1
     printed, errors = capsys.readouterr()
     assert lines_of(printed)[task][1:3] == ["1", "1"]

@@ -13,6 +13,7 @@ from protloom.contracts import HasSequences
 from protloom.errors import UserError
 from protloom.plugins import Registry
 from protloom_tasks.sequence_task import SequenceConfig, SequenceTask
+from protloom_tasks.simulated.proteome import simulate
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -77,3 +78,12 @@ def test_the_tasks_with_readers_of_their_own(tmp_path: Path, registry: Registry)
     assert [told("ss3:ts115", split) for split in ("train", "test")] == [["MKT"], ["MKY"]]
     with pytest.raises(UserError, match=r"CB513\.csv\.gz"):
         told("ss3:cb513", "test")
+
+
+def test_simulated_tasks_tell_the_split_of_the_proteome(registry: Registry) -> None:
+    proteome = simulate(200, 0)
+    for name in ("sim-ss3", "sim-retrieval", "sim-contact"):
+        task = task_suite.build(name, registry, options={"proteome_size": 200})
+        assert isinstance(task, HasSequences)
+        for split in ("train", "valid", "test"):
+            assert list(task.sequences(split)) == [proteome.sequence(i) for i in proteome.indices(split)]

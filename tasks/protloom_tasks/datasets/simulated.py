@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from protloom_tasks.simulated.proteome import VERSION, Proteome, simulate
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["NOTE", "STATES", "Proteome", "SimulatedConfig", "choose", "make", "provenance", "structures"]
+__all__ = ["NOTE", "STATES", "Proteome", "SimulatedConfig", "choose", "make", "provenance", "sequences", "structures"]
 
 STATES = "HEC"
 """Helix, strand, coil: classes 0, 1 and 2."""
@@ -30,8 +31,19 @@ class SimulatedConfig(Section):
 
 
 def make(config: SimulatedConfig) -> Proteome:
-    """Simulates the proteome."""
-    return simulate(config.proteome_size, config.proteome_seed)
+    """Simulates the proteome; tasks that follow each other on the same one share it."""
+    return _made(config.proteome_size, config.proteome_seed)
+
+
+@lru_cache(maxsize=1)
+def _made(size: int, seed: int) -> Proteome:
+    return simulate(size, seed)
+
+
+def sequences(config: SimulatedConfig, split: str) -> list[str]:
+    """Returns all sequences of a split; see :class:`protloom.contracts.HasSequences`."""
+    proteome = make(config)
+    return [proteome.sequence(i) for i in proteome.indices(split).tolist()]
 
 
 def provenance(config: SimulatedConfig) -> dict[str, object]:
