@@ -28,7 +28,7 @@ from protloom.contracts import TaskResult
 from protloom.errors import UserError
 from protloom.files import write_text
 from protloom.plain_data import plain
-from protloom.task_run import TWIN, Entry, intervals, number
+from protloom.task_run import TWIN, Entry, Report, against, intervals, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,6 +136,24 @@ def _slug(name: str) -> str:
     """Returns a name that a file may have; where characters were replaced, a hash keeps it apart from others."""
     safe = re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._")[-80:]
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def reports(records: Sequence[Record]) -> dict[str, list[Report]]:
+    """Returns for each model what it reached on each task, beside its random initialisation and the floors there.
+
+    A subject whose result is about other items than the model's, made with another seed for instance, is left out.
+    """
+    found: dict[str, list[Report]] = {}
+    for model in [r for r in records if r["role"] == "model"]:
+        entries = [entry_of(model)]
+        for other in records:
+            same = all(other[key] == model[key] for key in ("task", "split", "items", "metric"))
+            if same and (other["role"] == "floor" or other["subject"] == f"{TWIN} of {model['subject']}"):
+                entries.append(against(entries[0], entry_of(other), lower=model["card"].get("better") == "lower"))
+        found.setdefault(model["subject"], []).append(
+            Report(model["task"], model["card"], entries, split=model["split"])
+        )
+    return found
 
 
 # -------------------------------------------------------------------------------------------------------- one file

@@ -200,7 +200,7 @@ def run(built: Built, request: Request) -> Report:
         for role, subject in _subjects(built, request):
             entry = _entry(built, role, subject, request)
             if entries:
-                entry = _against(entries[0], entry, lower=built.card.get("better") == "lower")
+                entry = against(entries[0], entry, lower=built.card.get("better") == "lower")
             entries.append(entry)
     except UserError as error:
         return Report(built.name, built.card, entries, str(error), built.split)
@@ -247,7 +247,7 @@ def _entry(built: Built, role: str, subject: Subject, request: Request) -> Entry
     return entry
 
 
-def _against(model: Entry, entry: Entry, *, lower: bool) -> Entry:
+def against(model: Entry, entry: Entry, *, lower: bool) -> Entry:
     """Returns the entry with the difference of the model and it, turned round where lower is better."""
     gap = paired_difference(model.result, entry.result)
     if lower:

@@ -13,6 +13,8 @@ import pytest
 import toy_tasks
 
 from protloom.cli import main
+from protloom.errors import UserError
+from protloom.report.task_results import read_all, verdict
 
 Capture = pytest.CaptureFixture[str]
 MODEL = "random-init(esm2:tiny)"
@@ -393,3 +395,25 @@ def test_results_of_two_splits_are_not_compared(tmp_path: Path, capsys: Capture)
 def test_compare_without_results(tmp_path: Path, capsys: Capture) -> None:
     assert main(["task", "compare", str(tmp_path), str(tmp_path)]) == 2
     assert "no folder of results" in capsys.readouterr().err
+
+
+def test_a_report_reads_a_folder(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    run("toy:plain", "toy:lower", "--out", str(out), "--json")
+    printed = json.loads(capsys.readouterr().out)["tasks"]
+    run("toy:plain", "--out", str(out), "--layer", "0", "--test")
+    first, second = read_all(out)
+    assert [first.model, second.model] == [MODEL, f"{MODEL} (layer 0)"]
+    assert [(task["task"], task["split"]) for task in second.tasks] == [("toy:plain", "test")]
+    entries = {task["task"]: task["results"] for task in printed}
+    for task in first.tasks:
+        for kept, told in zip(task["results"], entries[task["task"]], strict=True):
+            assert {**kept, "details": None} == {**told, "details": None}
+    sentences = verdict([first])
+    assert any(line.startswith("toy:lower (valid): score") and "floor:toy" in line for line in sentences)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no results of a model"):
+        read_all(tmp_path / "empty")
+    next((out / "results").glob("*/*.json")).write_text("{")
+    with pytest.raises(UserError, match="no result of a task, or damaged"):
+        read_all(out)

@@ -22,7 +22,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="run folders")
     parser.add_argument("-o", "--out", metavar="PAGE.html", type=Path, help="default for one run: RUN/report.html")
     parser.add_argument(
-        "--tasks", nargs="+", action="extend", default=[], metavar="F.json", type=Path, help="files of task run --out"
+        "--tasks",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="F",
+        type=Path,
+        help="files or folders of task run --out",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
     common.json_option(parser)
@@ -45,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
     names = _names(args.runs)
     runs = [run_facts.read(folder, registry, name=name) for folder, name in zip(args.runs, names, strict=True)]
-    tasks = [task_results.read(path) for path in args.tasks]
+    tasks = [found for path in args.tasks for found in task_results.read_all(path)]
     built = run_page.build(runs, tasks)
     write_text(out, page.render(built))
     warned = run_warnings.by_run(runs)

@@ -39,8 +39,30 @@ class TaskFile:
     tasks: tuple[Mapping[str, Any], ...]
 
 
+def read_all(path: Path) -> list[TaskFile]:
+    """Reads a file of results, or a folder of them: one :class:`TaskFile` for each model in it.
+
+    Raises:
+        UserError: there is nothing, it is of another kind, or damaged.
+    """
+    if not path.is_dir():
+        return [read(path)]
+    from protloom.task_results import HOME, ResultFolder, reports
+    from protloom.task_run import as_record
+
+    damaged: list[str] = []
+    found = reports(ResultFolder(path, damaged.append).records()) if (path / HOME).is_dir() else {}
+    if damaged:
+        raise UserError(f"--tasks {damaged[0]}")
+    if not found:
+        raise UserError(f"--tasks {path}: holds no results of a model;  protloom task run … --out {path}  makes some")
+    return [
+        TaskFile(path, model, tuple(as_record(report, items=False) for report in of)) for model, of in found.items()
+    ]
+
+
 def read(path: Path) -> TaskFile:
-    """Reads results.
+    """Reads a file of results.
 
     Raises:
         UserError: the file is missing, of another kind, or damaged.
@@ -144,7 +166,8 @@ def csv_text(file: TaskFile) -> str:
 
 
 def _title(task: Mapping[str, Any]) -> str:
-    return f"{task['task']} (SIMULATED)" if task["simulated"] else str(task["task"])
+    name = str(task["task"]) if task.get("split") is None else f"{task['task']} ({task['split']})"
+    return f"{name} (SIMULATED)" if task["simulated"] else name
 
 
 def _difference(label: str, gap: Mapping[str, Any]) -> Difference:
