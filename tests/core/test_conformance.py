@@ -73,7 +73,8 @@ def test_simulated_tasks_keep_their_contract(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["neuropeptide", "chezod-disorder", "scop-class", "ec-deepfri", "scope-retrieval"])
 def test_tasks_on_real_data_keep_their_contract(name: str, shared_data: Path) -> None:
-    for check in conformance("task", name, registry=INSTALLED, data_dir=shared_data):
+    limit = 1500 if name == "scope-retrieval" else 40  # of 40 domains none has a relative
+    for check in conformance("task", name, registry=INSTALLED, data_dir=shared_data, limit=limit):
         check()
 
 
