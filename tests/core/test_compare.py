@@ -246,6 +246,16 @@ def fabricated(folder: Path, results: dict[str, dict[str, np.ndarray[Any, Any]]]
     return Plan(config, "a", plan.Amount("steps", 3.0), (3.0,), (3.0,), {"a": (None, ()), "b": (None, ())}, None)
 
 
+def test_a_task_that_was_taken_out_leaves_no_row(tmp_path: Path) -> None:
+    kept = {f"{arm}-s{seed}@3": np.arange(9.0) for arm in "ab" for seed in (0, 1)}
+    planned = fabricated(tmp_path, {"kept": kept, "gone": {"start": np.arange(9.0)}})
+    error = {"who": "floor:length", "task": "gone", "error": "gone: out of luck"}
+    (tmp_path / "results" / "start" / "other.json").write_text(json.dumps(error))
+    found = analysis.analyse(planned, tmp_path)
+    assert list(found["tasks"]) == ["kept"]
+    assert found["failures"] == []
+
+
 def test_differences_intervals_and_counts(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     base = {seed: rng.normal(0.5, 0.1, 200) for seed in (0, 1)}

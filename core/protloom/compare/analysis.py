@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from protloom.compare import significance
 from protloom.compare.plan import Plan
-from protloom.compare.runner import START, Part
+from protloom.compare.runner import START, Part, parts
 from protloom.errors import UserError
 from protloom.scoring import percentile_interval
 
@@ -36,7 +36,9 @@ def analyse(plan: Plan, folder: Path) -> dict[str, Any]:
         UserError: if results of one task are about different items, data or probes.
     """
     results = _read_results(folder)
-    tasks = list(dict.fromkeys(task for _, task in results))
+    # a task that was taken out again may have left results of the start and of floors: no row of dashes for it
+    trained = {part.name for part in parts(plan)}
+    tasks = list(dict.fromkeys(task for who, task in results if who in trained))
     points: list[dict[str, Any]] = [
         {"point": point, "arms": {arm: _arm(plan, results, tasks, arm, point) for arm in plan.arms}}
         for point in plan.points
@@ -60,7 +62,7 @@ def analyse(plan: Plan, folder: Path) -> dict[str, Any]:
         "tasks": {task: _task_facts(results, task) for task in tasks},
         "training": _training(plan, folder),
         "points": points,
-        "failures": [result["error"] for result in results.values() if "error" in result],
+        "failures": [result["error"] for (_, task), result in results.items() if "error" in result and task in tasks],
     }
 
 
