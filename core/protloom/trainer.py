@@ -21,6 +21,7 @@ from protloom.data.loader import Loader
 from protloom.errors import UserError, did_you_mean
 from protloom.flops import FlopCounter, matmul_peak
 from protloom.metrics import MetricLog, Progress
+from protloom.phases import Phases
 from protloom.rng import CounterRNG
 from protloom.run_log import Stepped, Window, describe, step_line
 from protloom.step import DeviceShare, first_bad_module, to_device
@@ -59,16 +60,23 @@ class Trainer:
         run_dir: the run folder.
         state: where to start; replaced as the run goes on.
         pause: end this sitting, not the run, once so much is done.
+        phases: told of the parts of each step.
     """
 
     run: Assembly
     run_dir: Path
     state: TrainState
     pause: Amount | None = None
+    phases: Phases = field(default_factory=Phases)
     _window: Window = field(default_factory=Window)
     _bad_in_a_row: int = 0
     _saved: int = -1
     _collapsed: bool = False
+
+    def __post_init__(self) -> None:
+        self._flops = FlopCounter(self.run.model)
+        self._rng = CounterRNG(self.run.settings.seed, "step")
+        self._peak = 1.0
 
     def train(self) -> TrainState:
         """Runs until the last step, or until a signal asks to stop; returns the final counters.
@@ -78,8 +86,6 @@ class Trainer:
         """
         run, config = self.run, self.run.settings.trainer
         self._peak = matmul_peak(run.world.device, run.precision or torch.float32) if run.world.main else 1.0
-        self._flops = FlopCounter(run.model)
-        self._rng = CounterRNG(run.settings.seed, "step")
         self._saved = self.state.step
         first = self.state.step
         if first:
@@ -94,12 +100,12 @@ class Trainer:
             with loader, stop_on_signals(quiet=not run.world.main) as stop:
                 if first == 0:
                     self._validate(log, progress)
-                for step, batches in loader:
-                    agreed = self._agree(batches, stop)
+                for step, batches in self.phases.waiting("data", loader):
+                    agreed = self.agree(batches, stop)
                     if agreed.end is not None:
                         self._stop(agreed.end, log, progress)
                         break
-                    self._train_step(step, batches, agreed, log, progress)
+                    self.advance(step, batches, agreed, log, progress)
                     progress.advance(self.state.step, self._share())
                     usual = min(MOST_GAP, max(LEAST_GAP, -(-config.steps // 10)))
                     if self._due(config.validate_every or usual):
@@ -114,14 +120,14 @@ class Trainer:
 
     # -------------------------------------------------------------------------------------------------- one step
 
-    def _agree(self, batches: Sequence[HostBatch], stop: StopRequest) -> Agreed:
+    def agree(self, batches: Sequence[HostBatch], stop: StopRequest) -> Agreed:
         """Adds the counts of every micro-batch and rank, and lets all ranks agree on the time and whether to stop."""
         run = self.run
         keys = sorted({key for batch in batches for key in batch.counts})
         numbers = [float(sum(batch.counts.get(key, 0) for batch in batches)) for key in keys]
         # clocks differ: that of the main process counts
-        ended = budget.ended(run.settings.trainer, self._spent())
-        paused = self.pause is not None and self.pause.reached(self._spent())
+        ended = budget.ended(run.settings.trainer, self.spent())
+        paused = self.pause is not None and self.pause.reached(self.spent())
         clock = [float(ended), float(paused), self._share()] if run.world.main else [0.0, 0.0, 0.0]
         *totals, over, pausing, share, asked = run.world.sum_numbers([*numbers, *clock, float(stop.name is not None)])
         reasons = {"budget": over > 0, "pause": pausing > 0, "signal": asked > 0}
@@ -143,15 +149,15 @@ class Trainer:
             word = "paused" if reason == "pause" else "stopped"
             progress.note(f"{word} after step {self.state.step}: go on with  protloom resume {self.run_dir}")
 
-    def _spent(self) -> Spent:
+    def spent(self) -> Spent:
         """Returns what the run has used so far, the steps since the last logged line included."""
         state, window = self.state, self._window
         return Spent(state.step, state.seconds + window.seconds, state.tokens, state.flops + window.flops)
 
     def _share(self) -> float:
-        return budget.share(self.run.settings.trainer, self._spent())
+        return budget.share(self.run.settings.trainer, self.spent())
 
-    def _train_step(
+    def advance(
         self,
         step: int,
         batches: Sequence[HostBatch],
@@ -159,6 +165,7 @@ class Trainer:
         log: MetricLog | None,
         progress: Progress,
     ) -> None:
+        """Does one optimizer step of these micro-batches, and counts and logs it."""
         run, config, divisors = self.run, self.run.settings.trainer, agreed.divisors
         begin = time.perf_counter()
         weights = run.mixture.of_means(run.mixture.weights(step), divisors)
@@ -202,24 +209,29 @@ class Trainer:
         for number, batch in enumerate(batches):
             ctx = StepContext(step, self._rng.stream(step, number), run.world.all_sum, run.world.all_gather, logging)
             with self._synchronised(last=number == len(batches) - 1):
-                output = run.wrapped(to_device(batch, run.world.device), weights, divisors, ctx)
-                output.loss.backward()
+                with self.phases("data"):
+                    shares = to_device(batch, run.world.device)
+                with self.phases("forward"):
+                    output = run.wrapped(shares, weights, divisors, ctx)
+                with self.phases("backward"):
+                    output.loss.backward()
             for key, total in output.totals.items():
                 totals[key] = totals.get(key, torch.zeros_like(total)) + total
             for name, metric in output.metrics.items():
                 total, count = (torch.as_tensor(x, device=run.world.device) for x in (metric.total, metric.count))
                 before = metrics.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
                 metrics[name] = (before[0] + total.detach(), before[1] + count.detach())
-        limit = run.settings.trainer.clip_norm
-        norm = run.ops.clip_grad_norm(run.trainable(), math.inf if limit is None else limit)
-        # the one point where the host waits for the device: whether to step must be known
-        healthy = torch.isfinite(torch.stack([norm, *totals.values()])).all()
-        finite = bool(run.world.everywhere(healthy))
-        if finite:
-            run.optimizer.step()
-            for name, metric in run.module.after_step(step).items():
-                total, count = (torch.as_tensor(x, device=run.world.device) for x in (metric.total, metric.count))
-                metrics[name] = (total.detach(), count)
+        with self.phases("optimizer"):
+            limit = run.settings.trainer.clip_norm
+            norm = run.ops.clip_grad_norm(run.trainable(), math.inf if limit is None else limit)
+            # the one point where the host waits for the device: whether to step must be known
+            healthy = torch.isfinite(torch.stack([norm, *totals.values()])).all()
+            finite = bool(run.world.everywhere(healthy))
+            if finite:
+                run.optimizer.step()
+                for name, metric in run.module.after_step(step).items():
+                    total, count = (torch.as_tensor(x, device=run.world.device) for x in (metric.total, metric.count))
+                    metrics[name] = (total.detach(), count)
         return Stepped(totals, metrics, norm, finite)
 
     @contextmanager
