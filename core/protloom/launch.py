@@ -16,6 +16,8 @@ from protloom.checkpoint import TrainState
 from protloom.distributed import World, join
 from protloom.errors import UserError
 from protloom.metrics import say
+from protloom.phases import Phases
+from protloom.profiling import Profiled
 from protloom.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -40,13 +42,14 @@ class Finished:
     main: bool
 
 
-def start(resolved: ResolvedRun, registry: Registry, *, pause: Amount | None = None) -> Finished:
+def start(resolved: ResolvedRun, registry: Registry, *, pause: Amount | None = None, profile: bool = False) -> Finished:
     """Trains a new run.
 
     Args:
         resolved: the validated run file.
         registry: the installed components.
         pause: save and return once so much is done; ``resume`` goes on.
+        profile: write a profile of a few steps into the run folder.
     """
     trainer = resolved.settings.trainer
     run_folder.stated(resolved)
@@ -60,7 +63,7 @@ def start(resolved: ResolvedRun, registry: Registry, *, pause: Amount | None = N
                 run_folder.write_config(run_dir, resolved)
             world.barrier()
             state = TrainState(0, resolved.settings.seed, 0, 0.0, 0.0, tuple(s.content_hash for s in run.stores))
-            return _train(run, run_dir, state, pause)
+            return _train(run, run_dir, state, pause, profile=profile)
     finally:
         world.close()
 
@@ -120,10 +123,20 @@ def _spent(state: TrainState) -> Spent:
     return Spent(state.step, state.seconds, state.tokens, state.flops)
 
 
-def _train(run: Assembly, run_dir: Path, state: TrainState, pause: Amount | None) -> Finished:
+def _train(run: Assembly, run_dir: Path, state: TrainState, pause: Amount | None, *, profile: bool = False) -> Finished:
     if run.world.main:
         say(headline(run, run_dir, state))
-    final = Trainer(run, run_dir, state, pause).train()
+    phases = Phases()
+    if profile and run.world.main:
+        phases = Profiled(
+            run_dir / "profile",
+            ". ".join(" ".join(line.split()) for line in headline(run, run_dir, state).splitlines()[1:]),
+            run.settings.trainer.steps - state.step,
+            run.world.device,
+        )
+    final = Trainer(run, run_dir, state, pause, phases).train()
+    if isinstance(phases, Profiled):
+        say(f"profile  {phases.written or 'none: the run ended before the first step to be profiled was whole'}")
     return Finished(run_dir, final, budget.ended(run.settings.trainer, _spent(final)), run.world.main)
 
 

@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 PARTS = ("data", "forward", "backward", "optimizer")
 """Waiting for a batch and moving it to the device; the loss; its gradients; clipping, moving parameters, teachers."""
+PREFIX = "step/"
+"""Of the names of these parts in a profile."""
 
 
 class Phases:
@@ -19,7 +21,7 @@ class Phases:
 
     def __call__(self, name: str) -> AbstractContextManager[object]:
         """Returns a context that is one of :data:`PARTS`."""
-        return record_function(name)
+        return record_function(PREFIX + name)
 
     def waiting(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Yields what ``items`` yields; waiting for each is the part ``name``."""

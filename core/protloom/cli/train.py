@@ -25,11 +25,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--arch", metavar="NAME[:SIZE]", help="architecture, e.g. esm2:8M")
     parser.add_argument("--init", metavar="WEIGHTS", help="start from a run, a folder, a file or a hub id")
     parser.add_argument("--out", metavar="DIR", help="run folder (new)")
+    parser.add_argument(
+        "--profile", action="store_true", help="write a PyTorch trace of a few steps, and where their time went"
+    )
     pause_option(parser)
     example(
         parser,
         "protloom train --data proteins.fasta --arch esm2:8M trainer.steps=300 objective.mask_rate=0.2",
         "protloom train run.yaml --out runs/first",
+        "protloom train recipe:demo --profile trainer.steps=20",
         "torchrun --nproc-per-node 8 -m protloom train run.yaml trainer.parallel=fsdp2",
     )
 
@@ -56,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_missing(resolved, known)
     from protloom import launch  # PyTorch takes seconds: not before a mistake is told
 
-    return report(launch.start(resolved, known, pause=pause))
+    return report(launch.start(resolved, known, pause=pause, profile=args.profile))
 
 
 def _refuse_missing(resolved: ResolvedRun, known: Registry) -> None:
