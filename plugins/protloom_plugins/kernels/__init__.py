@@ -22,4 +22,9 @@ def protloom_kernels() -> list[KernelSpec]:
             factory="protloom_plugins.kernels.apex:ApexBackend",
             summary="NVIDIA apex's fused norms, AdamW and clipping, where it was built; only where a run names it",
         ),
+        KernelSpec(
+            name="triton",
+            factory="protloom_plugins.kernels.triton:TritonBackend",
+            summary="norms, the gated activation and cross entropy as programs of our own, on CUDA",
+        ),
     ]
