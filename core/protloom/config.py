@@ -19,7 +19,7 @@ from protloom.config_errors import explain, keys_of
 from protloom.config_schema import run_schema
 from protloom.config_source import Override, dump
 from protloom.errors import UserError, did_you_mean
-from protloom.plugin_loader import normalise
+from protloom.plugin_loader import ageing, normalise
 from protloom.plugins import Component, Registry
 from protloom.settings import ObjectiveMix, RunConfig
 from protloom.specs import ArchitectureSpec
@@ -244,7 +244,7 @@ class _Resolver:
             objectives=objectives,
             callbacks=callbacks,
             source=self.name or None,
-            warnings=tuple(self.recorded.changed(everything)),
+            warnings=(*self.recorded.changed(everything), *_aged(everything)),
         )
 
     def settings(self) -> RunConfig:
@@ -380,6 +380,14 @@ class _Resolver:
         if any(keys[: len(path)] == path for path in self.overridden):
             return "command line"
         return self.name or "run"
+
+
+def _aged(chosen: Sequence[Chosen]) -> list[str]:
+    """Returns a warning for every distribution of which the run uses something that is of an older api_version."""
+    used = {(c.component.kind, c.component.full_name): c.component for c in chosen}.values()
+    names = sorted({component.distribution for component in used})
+    told = {name: ageing([component for component in used if component.distribution == name]) for name in names}
+    return [f"{name}: {text}" for name, text in told.items() if text]
 
 
 def _defaults(component: Component, size: Any) -> Mapping[str, Any]:

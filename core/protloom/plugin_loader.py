@@ -260,7 +260,7 @@ def _guarded(stub: PluginInfo, point: metadata.EntryPoint, earlier: Sequence[Plu
             Component(kind, spec.name, stub.distribution, stub.version, stub.name, spec) for kind, spec in specs
         )
         _check_unique(components, stub, earlier)
-        loaded = replace(stub, components=components, warning=_ageing(components))
+        loaded = replace(stub, components=components, warning=ageing(components))
     except PluginProblem as error:
         loaded = replace(stub, state="broken", error=str(error), traceback=traceback.format_exc())
     except (Exception, SystemExit) as error:
@@ -268,7 +268,7 @@ def _guarded(stub: PluginInfo, point: metadata.EntryPoint, earlier: Sequence[Plu
     return replace(loaded, load_ms=(time.perf_counter() - start) * 1000)
 
 
-def _ageing(components: Sequence[Component]) -> str:
+def ageing(components: Sequence[Component]) -> str:
     """Says which components were written for an older version of the contracts; empty if none."""
     newest = contracts.API_VERSION
     old = [c for c in components if c.spec.api_version < newest]

@@ -9,12 +9,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 
 def main(steps: list[dict[str, str]]) -> None:
     """Does the steps; blocks of Python share a namespace."""
-    namespace: dict[str, Any] = {"__name__": "page"}
+    page = ModuleType("page")
+    sys.modules[page.__name__] = page  # where data classes look up the types of their fields
     for step in steps:
         print(f"--- {step['where']}", flush=True)
         if step["do"] == "shell":
@@ -28,7 +29,7 @@ def main(steps: list[dict[str, str]]) -> None:
         elif step["do"] == "diff":
             change(step["text"], step["where"])
         else:
-            exec(compile(step["text"], step["where"], "exec"), namespace)
+            exec(compile(step["text"], step["where"], "exec", dont_inherit=True), page.__dict__)
 
 
 def change(diff: str, where: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from test_plugin_wheel import fresh_environment
 
 from protloom import scaffold
-from protloom.cli import main
+from protloom.cli import check_plugin, main
 from protloom.errors import UserError
 from protloom.plugins import Registry
 from protloom.testing import conformance
@@ -82,6 +82,22 @@ def test_check_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["found"] is None
     assert main(["check-plugin", "esmm"]) == 2
     assert "there is no plugin or component 'esmm'. Did you mean 'esm" in capsys.readouterr().err
+
+
+def test_check_plugin_finds_components_of_every_kind() -> None:
+    """By name, by distribution and by plugin; each once, also where several names mean it."""
+    registry = Registry.discover(entry_points=INSTALLED)
+    for kind in scaffold.KINDS:
+        one = next(c for c in registry.components(kind) if c.builtin)
+        assert [c.full_name for c in check_plugin._components([one.full_name], kind, registry)] == [one.full_name]
+    everything = check_plugin._components(["protloom", "esm2"], None, registry)
+    assert {c.kind for c in everything} == set(scaffold.KINDS)
+    assert len({(c.kind, c.full_name) for c in everything}) == len(everything)
+
+
+def test_check_plugin_runs_on_a_network(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-plugin", "proteinbert2", "--kind", "architecture"]) == 0
+    assert "promises hold" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------- from nothing to nothing

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from plugin_files import Site
+from plugin_files import GOOD, Site
 
+from protloom import config
 from protloom.errors import UserError
 from protloom.plugins import PluginInfo, Registry, split_size
 from protloom.specs import API_VERSION, ObjectiveSpec
@@ -113,6 +114,27 @@ def test_versions_of_the_contracts(
     assert found.state == state
     assert says in (found.warning if state == "ok" else found.error)
     assert bool(found.warning) == (written == 2)
+
+
+def test_a_run_with_an_older_component_is_warned(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who never lists plugins is told as well; what the run does not use is not told."""
+    source = (
+        GOOD.replace("{name}", "span").replace("{module}", "acme_aged").replace("summary=", "api_version=1, summary=")
+    )
+    site.add("acme", "acme_aged", source)
+    site.good("bio", "bio_aged", "unused")
+    monkeypatch.setattr("protloom.specs.API_VERSION", 2)
+    resolved = config.load(
+        None, ["architecture=esm2:tiny", "objective=span", "data.corpus=x.fasta"], Registry.discover()
+    )
+    (acme,) = [text for text in resolved.warnings if text.startswith("acme: ")]
+    assert "written for an older api_version (objective 'span' for 1; this is 2): it works now" in acme
+    assert not any("unused" in text or text.startswith("bio") for text in resolved.warnings)
+    monkeypatch.setattr("protloom.specs.API_VERSION", 1)
+    assert (
+        config.load(None, ["architecture=esm2:tiny", "objective=span", "data.corpus=x"], Registry.discover()).warnings
+        == ()
+    )
 
 
 def test_a_spec_that_states_no_version_was_written_for_the_first(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

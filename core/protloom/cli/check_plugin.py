@@ -53,7 +53,7 @@ def _components(names: list[str], kind: str | None, registry: Registry) -> list[
 
     if kind is not None and kind not in KINDS:
         raise UserError(f"--kind {kind}: there are no checks for it.{did_you_mean(kind, KINDS)}")
-    found: dict[Component, None] = {}
+    found: dict[tuple[str, str], Component] = {}
     for name in names:
         plugins = registry.named(name)
         for plugin in plugins:
@@ -65,10 +65,10 @@ def _components(names: list[str], kind: str | None, registry: Registry) -> list[
             known = {text for p in registry.plugins for text in (p.distribution, p.name)}
             known |= {c.name for c in registry.components()}
             raise UserError(f"there is no plugin or component {name!r}.{did_you_mean(name, known)}")
-        found.update(dict.fromkeys(c for c in means if c.kind in KINDS and kind in (None, c.kind)))
+        found |= {(c.kind, c.full_name): c for c in means if c.kind in KINDS and kind in (None, c.kind)}
     if not found:
         raise UserError(f"{', '.join(names)}: nothing that there are checks for; there are for {', '.join(KINDS)}")
-    return list(found)
+    return list(found.values())
 
 
 def _checked(component: Component, args: argparse.Namespace, registry: Registry) -> list[dict[str, Any]]:
