@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from protloom import kernels, schedules, training_state, weights
+from protloom import compiling, kernels, schedules, training_state, weights
 from protloom.contracts import Architecture, BuildContext, Callback, Tokenizer
 from protloom.data.batches import BatchMaker
 from protloom.data.sampler import Sampler, ValidationSet
@@ -127,6 +127,8 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
     schedules.check(settings.schedule, settings.trainer.steps)
     precision = compute_dtype(settings.trainer.precision, world.device)
     ops = kernels.choose(settings.kernels, registry, world.device, precision or torch.float32)
+    if settings.trainer.compile:
+        ops = compiling.opaque(ops)
     tokenizer: Tokenizer = make(resolved.tokenizer)
     stores, shares = open_corpora(settings.data, registry, world)
     # the seed decides the initial weights; objectives draw from the same generator, after the network
@@ -141,6 +143,8 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
     mixture.refuse_idle_steps()
     module = StepModule(model, mixture, precision=precision, world_size=world.size).to(world.device)
     module.train()
+    if settings.trainer.compile:
+        compiling.compile_blocks(module)
     cropping = {
         "specials": len(tokenizer.prefix) + len(tokenizer.suffix),
         "max_length": settings.data.max_length,

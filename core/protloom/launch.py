@@ -167,7 +167,8 @@ def headline(run: Assembly, run_dir: Path, state: TrainState) -> str:
             f"network  {name}, {_readable(parameters)} parameters; objective {objectives}",
             f"corpus   {corpora}",
             f"training {begin}{_length(run)}; {where}, "
-            f"{'bf16' if run.precision is not None else 'fp32'}, kernels {kernels}",
+            f"{'bf16' if run.precision is not None else 'fp32'}, kernels {kernels}"
+            + (", compiled" if run.resolved.settings.trainer.compile else ""),
         ]
     )
 
