@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from protloom.mixture import HostBatch, Member
     from protloom.objective import Objective
 
 
@@ -40,6 +41,22 @@ class FlopCounter:
         """
         forward = 2.0 * self._body * sum(lengths) + self._attention * float(sum(n * n for n in lengths))
         return 3.0 * forward + sum(objective.flops(forward, 2.0 * self._head, n) for objective, n in scored)
+
+    def of_batches(self, batches: Sequence[HostBatch], members: Sequence[Member]) -> float:
+        """Returns the FLOPs of a step with these micro-batches, by the items of each objective's additive terms."""
+        lengths = [n for b in batches for s in b.shares for n in (s.inputs.cu[1:] - s.inputs.cu[:-1]).tolist()]
+        scored = [(m.objective, sum(b.counts.get(key, 0) for b in batches for key in _added(m))) for m in members]
+        return self.step(lengths, scored)
+
+
+def _added(member: Member) -> list[tuple[str, str]]:
+    return [(member.alias, name) for name, term in member.objective.terms.items() if term.additive]
+
+
+def real_tokens(batches: Sequence[HostBatch]) -> int:
+    """Returns the tokens that encoders and decoders read in a step, padding not counted."""
+    streams = [p for b in batches for s in b.shares for p in (s.inputs, s.decoder) if p is not None]
+    return sum(int(packed.cu[-1]) for packed in streams)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:

@@ -19,7 +19,7 @@ from protloom.checkpoint import TrainState
 from protloom.contracts import StepContext
 from protloom.data.loader import Loader
 from protloom.errors import UserError, did_you_mean
-from protloom.flops import FlopCounter, matmul_peak
+from protloom.flops import FlopCounter, matmul_peak, real_tokens
 from protloom.metrics import MetricLog, Progress
 from protloom.phases import Phases
 from protloom.rng import CounterRNG
@@ -29,7 +29,7 @@ from protloom.stopping import StopRequest, stop_on_signals
 
 if TYPE_CHECKING:
     from protloom.assembly import Assembly
-    from protloom.mixture import HostBatch, Member, TermKey
+    from protloom.mixture import HostBatch, TermKey
 
 
 LEAST_GAP, MOST_GAP = 50, 1000
@@ -247,17 +247,11 @@ class Trainer:
     def _count(self, batches: Sequence[HostBatch], divisors: Mapping[TermKey, float]) -> int:
         """Adds tokens and FLOPs of a step, on all ranks together (estimated from this rank's share of the lengths)."""
         run = self.run
-        lengths = [n for b in batches for s in b.shares for n in (s.inputs.cu[1:] - s.inputs.cu[:-1]).tolist()]
-        scored = [
-            (m.objective, sum(b.counts.get((m.alias, t), 0) for b in batches for t in m.objective.terms if _adds(m, t)))
-            for m in run.mixture.members
-        ]
-        streams = [p for b in batches for s in b.shares for p in (s.inputs, s.decoder) if p is not None]
-        real = sum(int(packed.cu[-1]) for packed in streams)
-        numbers = [float(sum(b.tokens for b in batches)), float(real), self._flops.step(lengths, scored)]
-        tokens, real_tokens, flops = self.run.world.sum_numbers(numbers)
+        flops = self._flops.of_batches(batches, run.mixture.members)
+        numbers = [float(sum(b.tokens for b in batches)), float(real_tokens(batches)), flops]
+        tokens, real, flops = self.run.world.sum_numbers(numbers)
         self._window.tokens += int(tokens)
-        self._window.real += int(real_tokens)
+        self._window.real += int(real)
         self._window.flops += flops
         return int(tokens)
 
@@ -385,10 +379,6 @@ class Trainer:
         if value is not None and math.isfinite(value):
             checkpoint.note_best(self.run_dir, state.step, config.best_metric, value)
         checkpoint.prune(self.run_dir, config.keep_last)
-
-
-def _adds(member: Member, term: str) -> bool:
-    return member.objective.terms[term].additive
 
 
 def _alone(x: Tensor) -> Tensor:
