@@ -6,13 +6,13 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from importlib.util import find_spec
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from kernel_places import CUDA, NO_TRITON
 from torch import Tensor
 
 from protloom import kernels
@@ -21,11 +21,8 @@ from protloom.plugins import Registry
 from protloom_plugins.kernels import reference, triton
 from protloom_plugins.kernels.triton import TritonBackend
 
-CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-NEEDS = pytest.mark.skipif(
-    find_spec("triton") is None, reason="Triton is not installed: it comes with the CUDA builds of PyTorch"
-)
+NEEDS = pytest.mark.skipif(NO_TRITON is not None, reason=NO_TRITON or "")
 # numpy's, of numbers that no mask lets out
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered in:RuntimeWarning")
 EXACT = {"rtol": 1e-5, "atol": 1e-5}
@@ -34,14 +31,11 @@ BACKWARD = {torch.float32: EXACT, torch.bfloat16: {"rtol": 1.6e-2, "atol": 3e-3}
 
 
 @pytest.fixture(scope="module")
-def functions() -> Iterator[ModuleType]:
-    """The functions, interpreted where there is no GPU: Triton decides that when a program's module is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not CUDA:
-            patch.setenv("TRITON_INTERPRET", "1")
-        from protloom_plugins.kernels import triton_functions
+def functions() -> ModuleType:
+    """The functions; :mod:`kernel_places` has seen to it that Triton interprets them where there is no GPU."""
+    from protloom_plugins.kernels import triton_functions
 
-        yield triton_functions
+    return triton_functions
 
 
 def agree(
