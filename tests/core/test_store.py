@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from protloom.contracts import Record
-from protloom.data import build
+from protloom.data import build, parts
 from protloom.data.store import Store, build_store, open_corpus
 from protloom.errors import UserError
 from protloom.plugins import Registry
@@ -78,8 +78,8 @@ def test_the_order_is_shuffled_and_fixed(tmp_path: Path) -> None:
 def test_a_corpus_larger_than_a_pass_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = make_records(1000)
     build_store(records, tmp_path / "a")
-    monkeypatch.setattr(build, "SORT_BYTES", 3000)
-    monkeypatch.setattr(build, "WRITE_ROWS", 7)
+    monkeypatch.setattr(parts, "SORT_BYTES", 3000)
+    monkeypatch.setattr(parts, "WRITE_ROWS", 7)
     build_store(records, tmp_path / "b")
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
@@ -251,9 +251,9 @@ def test_an_older_store_is_replaced_only_by_a_whole_one(tmp_path: Path, monkeypa
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for failing in ("_write_all", "_write_ids", "publish"):
+    for module, failing in ((build, "_write_all"), (parts, "_write_ids"), (build, "publish")):
         with monkeypatch.context() as patch:
-            patch.setattr(build, failing, full)
+            patch.setattr(module, failing, full)
             with pytest.raises(UserError, match=r"no space left to write .*/s: .*nothing was changed"):
                 build_store(make_records(30, seed=1), tmp_path / "s")
         assert [p.name for p in tmp_path.iterdir()] == ["s"]

@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common, data_fetch, data_overlap
-from protloom.errors import UserError
+from protloom.cli import common, corpora, data_fetch, data_overlap
 
 if TYPE_CHECKING:
     from protloom.data.store import Store
@@ -40,8 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_prepare(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Cleans sequences, counts what was changed or dropped, and writes a store for training."
-    parser.add_argument("source", metavar="F", help="FASTA, CSV, TSV or Parquet (.gz, .zst too), '-', demo:, a store")
+    parser.description = (
+        "Cleans sequences, counts what was changed or dropped, and writes a store for training. Several sources make "
+        "one store, as if they stood one after the other in one file; the counts are told for each."
+    )
+    parser.add_argument(
+        "sources", nargs="+", metavar="F", help="FASTA, CSV, TSV or Parquet (.gz, .zst too), '-', demo:, a store"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder to make; an older store is replaced")
     parser.add_argument("--strict", action="store_true", help="refuse what would be changed or dropped")
     parser.add_argument("--column", metavar="C", help="sequence column of a table")
@@ -51,6 +55,7 @@ def _configure_prepare(parser: argparse.ArgumentParser) -> None:
     common.example(
         parser,
         "protloom data prepare proteins.fasta.gz --out corpus --licence 'UniProt, CC BY 4.0'",
+        "protloom data prepare uniref.fasta.gz proteomes.fasta.zst designs.csv --out corpus",
         "zcat part*.gz | protloom data prepare - --out corpus",
         "protloom data prepare table.csv --column primary --out corpus --strict",
         "protloom data prepare corpus --drop drop.tsv --out cleaned",
@@ -89,40 +94,15 @@ def _prepare(args: argparse.Namespace) -> int:
     from protloom.data import store as stores
     from protloom.data.drop import DropList
 
-    options: dict[str, Any] = {"strict": args.strict, "licence": args.licence, "progress": _progress()}
-    if args.drop is not None:
-        options["drop"] = DropList.read(args.drop)
+    corpora.refuse_twice(args.sources)
+    drop = None if args.drop is None else DropList.read(args.drop)
     registry = common.registry(args)
-    if stores.uri_scheme(args.source, registry) is not None:
-        store = _from_uri(args.source, args.out, args, options)
-    elif args.source != "-" and Path(args.source).is_dir():
-        store = _from_store(stores.Store.open(args.source), args, options)
-    else:
-        store = stores.build_store(args.source, args.out, column=args.column, **options)
+    columns = corpora.columns_of(args.sources, args.column)
+    inputs = [stores.open_input(source, registry, columns[source]) for source in args.sources]
+    store = stores.build_joined(
+        inputs, args.out, strict=args.strict, licence=args.licence, drop=drop, progress=_progress()
+    )
     return _report(store, args)
-
-
-def _from_uri(uri: str, out: str, args: argparse.Namespace, options: Mapping[str, Any]) -> Store:
-    from protloom.data import store as stores
-
-    _refuse_column(uri, args)
-    records, origin = stores.uri_records(uri, common.registry(args))
-    return stores.build_store(records, out, origin=origin, simulated=origin["simulated"], **options)
-
-
-def _from_store(old: Store, args: argparse.Namespace, options: Mapping[str, Any]) -> Store:
-    from protloom.data import store as stores
-
-    _refuse_column(args.source, args)
-    records, origin = stores.store_records(old)
-    licence = options["licence"] or old.manifest["licence"]
-    told = {**options, "licence": licence, "simulated": origin["simulated"], "seed": old.manifest["seed"]}
-    return stores.build_store(records, args.out, origin=origin, **told)
-
-
-def _refuse_column(source: str, args: argparse.Namespace) -> None:
-    if getattr(args, "column", None) is not None:
-        raise UserError(f"{source} has no columns: leave --column out")
 
 
 def _report(store: Store, args: argparse.Namespace) -> int:
@@ -132,8 +112,9 @@ def _report(store: Store, args: argparse.Namespace) -> int:
         return 0
     if manifest["simulated"]:
         print(SIMULATED)
-    read = manifest["policies"]["read"]
-    print(f"{store.name}: {read:,} records read, {len(store):,} sequences kept, {manifest['residues']:,} residues")
+    read, several = manifest["policies"]["read"], len(manifest["sources"])
+    name = store.name if several == 1 else f"{several} sources"
+    print(f"{name}: {read:,} records read, {len(store):,} sequences kept, {manifest['residues']:,} residues")
     _print_policies(manifest)
     _warn_of_ids(manifest)
     for note in notes(manifest):
@@ -145,15 +126,42 @@ def _report(store: Store, args: argparse.Namespace) -> int:
 
 
 def _print_policies(manifest: Mapping[str, Any]) -> None:
-    rows = [
-        (f"{facts['records']:,}", facts["rule"], facts.get("first", ""))
-        for facts in manifest["policies"]["rules"].values()
-        if facts["records"]
-    ]
+    header = ("records", "policy", "first")
+    if len(manifest["sources"]) > 1:
+        return _print_sources(manifest, header)
+    rows = _policy_rows(manifest["policies"]["rules"])
     if rows:
-        common.print_table(("records", "policy", "first"), rows)
+        common.print_table(header, rows)
     else:
         print("nothing was changed or dropped")
+    return None
+
+
+def _print_sources(manifest: Mapping[str, Any], header: tuple[str, ...]) -> None:
+    """Tells of each source of several how much was read and kept, and what was changed or dropped."""
+    sources = manifest["sources"]
+    stated = [str(source.get("name", "?")) for source in sources]
+    # two files of one name in different folders
+    names = [name if stated.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(stated, start=1)]
+    common.print_table(
+        ("source", "records read", "sequences kept", "residues"),
+        [
+            (name, f"{source['read']:,}", f"{source['sequences']:,}", f"{source['residues']:,}")
+            for name, source in zip(names, sources, strict=True)
+        ],
+    )
+    rows = [(name, *row) for name, source in zip(names, sources, strict=True) for row in _policy_rows(source["rules"])]
+    print()
+    if rows:
+        common.print_table(("source", *header), rows)
+    else:
+        print("nothing was changed or dropped")
+
+
+def _policy_rows(rules: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    return [
+        (f"{facts['records']:,}", facts["rule"], facts.get("first", "")) for facts in rules.values() if facts["records"]
+    ]
 
 
 def _warn_of_ids(manifest: Mapping[str, Any]) -> None:
@@ -258,12 +266,14 @@ def _entropy(manifest: Mapping[str, Any]) -> float:
 
 def _demo(args: argparse.Namespace) -> int:
     uri = f"demo:?n={args.n}&seed={args.seed}"
-    if not args.out.lower().endswith(FASTA_ENDINGS):
-        return _report(_from_uri(uri, args.out, args, {"progress": _progress()}), args)
-    from protloom.data.fasta import write_fasta
-    from protloom.data.store import uri_records
+    from protloom.data.store import build_joined, open_input, uri_records
 
-    records, origin = uri_records(uri, common.registry(args))
+    registry = common.registry(args)
+    if not args.out.lower().endswith(FASTA_ENDINGS):
+        return _report(build_joined([open_input(uri, registry)], args.out, progress=_progress()), args)
+    from protloom.data.fasta import write_fasta
+
+    records, origin = uri_records(uri, registry)
     count = write_fasta(records, Path(args.out))
     if args.json:
         common.print_json({"file": args.out, "sequences": count, **origin})

@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common
+from protloom.cli import common, corpora
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
     from protloom.contracts import HasSequences
     from protloom.data.overlap import Audit, Overlap
+    from protloom.data.records import Names
     from protloom.plugins import Registry
 
 COLUMNS = ("id", "share", "exact", "tested_in", "corpus")
@@ -32,7 +34,8 @@ def configure(commands: Any) -> None:
 def _configure_overlap(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Tells which test sequences occur in a corpus, exactly or by their k-mers, and writes a list of the sequences "
-        "to drop from it. By default every real task is looked at whose data are there."
+        "to drop from it. By default every real task is looked at whose data are there. Of several corpora the ids are "
+        "those of the one store that 'data prepare' makes of them all."
     )
     parser.add_argument("corpora", nargs="+", metavar="CORPUS", help="a store, FASTA, CSV, TSV, Parquet, '-' or demo:")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="tasks, groups (ss3), patterns ('gb1:*'), suites")
@@ -122,6 +125,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _overlap(args: argparse.Namespace) -> int:
     from protloom.data.overlap import Audit
+    from protloom.data.records import Names
 
     _check(args)
     registry = common.registry(args)
@@ -132,8 +136,13 @@ def _overlap(args: argparse.Namespace) -> int:
     if not sets:
         raise UserError("no test sequences to compare with: give --data-dir, or --against FILE" + _of(told.silent))
     audit = Audit(sets, share=_share(args))
-    found = {corpus: list(_found(corpus, audit, args, registry)) for corpus in args.corpora}
+    names = Names()
+    columns = corpora.columns_of(args.corpora, args.column)
+    found = {
+        corpus: list(_found(_entries(corpus, columns[corpus], registry, names), audit, args)) for corpus in args.corpora
+    }
     if args.out is not None:
+        _refuse_unclear(names, args)
         _write(Path(args.out), found, audit)
     if args.json:
         common.print_json(_record(found, audit, told, args))
@@ -144,6 +153,7 @@ def _overlap(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuses options that do not go together, before hours of reading."""
+    corpora.refuse_twice(args.corpora)
     if args.mmseqs:
         from protloom.data import mmseqs
 
@@ -179,20 +189,28 @@ def _k(args: argparse.Namespace) -> int:
     return K if args.k is None else int(args.k)
 
 
-def _found(corpus: str, audit: Audit, args: argparse.Namespace, registry: Registry) -> Iterator[Overlap]:
+def _found(entries: Iterator[tuple[str, str]], audit: Audit, args: argparse.Namespace) -> Iterator[Overlap]:
     from protloom.data import mmseqs, overlap
 
-    entries = _entries(corpus, args.column, registry)
     if args.mmseqs:
         return mmseqs.overlaps(entries, audit, _search(args))
     return overlap.overlaps(_shown(entries), audit, k=_k(args))
 
 
-def _entries(source: str, column: str | None, registry: Registry) -> Iterator[tuple[str, str]]:
-    """Yields (id, residues) of any kind of corpus, and tells what cleaning did to it."""
+def _entries(
+    source: str, column: str | None, registry: Registry, names: Names | None = None
+) -> Iterator[tuple[str, str]]:
+    """Yields (id, residues) of any kind of corpus, and tells what cleaning did to it.
+
+    Args:
+        source: the corpus.
+        column: sequence column of a table.
+        registry: where readers are found.
+        names: shared by the corpora that one list of ids is about.
+    """
     from protloom.data.records import Source
 
-    opened = Source(source, registry, column=column)
+    opened = Source(source, registry, column=column, names=names)
     yield from opened.entries()
     common.warn_of_cleaning(opened.tally)
 
@@ -203,6 +221,22 @@ def _shown(entries: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str]]:
         if number % 100_000 == 0 and sys.stderr.isatty():
             print(f"\r{number:,} sequences", end="\r", file=sys.stderr, flush=True)
         yield entry
+
+
+def _refuse_unclear(names: Names, args: argparse.Namespace) -> None:
+    """Raises UserError where an id of the list would be that of another sequence in the store."""
+    if names.unclear is not None:
+        raise UserError(
+            f"the id {names.unclear!r} is that of a sequence, and was given to an earlier one whose id came again, so "
+            f"a list of ids would not be clear: first '{_prepare(args)}', then look at the store; nothing was written"
+        )
+
+
+def _prepare(args: argparse.Namespace, *options: str) -> str:
+    """Returns the command that makes one store of the corpora."""
+    column = [] if args.column is None else ["--column", args.column]
+    words = shlex.join(["protloom", "data", "prepare", *args.corpora, *column, *options])
+    return f"{words} --out CLEANED"
 
 
 def _write(path: Path, found: Mapping[str, Sequence[Overlap]], audit: Audit) -> None:
@@ -257,11 +291,11 @@ def _print_overlap(found: Mapping[str, Sequence[Overlap]], audit: Audit, told: _
     if told.silent:
         print(f"not compared{_of(told.silent)}")
     if args.out is None and total:
-        print("next     the same with --out drop.tsv, then: protloom data prepare CORPUS --drop drop.tsv --out CLEANED")
+        print(f"next     the same with --out drop.tsv, then: {_prepare(args, '--drop', 'drop.tsv')}")
     if args.out is not None:
         print(f"list     {args.out}")
-        for corpus in (name for name, overlaps in found.items() if overlaps):
-            print(f"next     protloom data prepare {corpus} --drop {args.out} --out CLEANED")
+        if total:
+            print(f"next     {_prepare(args, '--drop', args.out)}")
 
 
 def _part(count: int, whole: int) -> str:

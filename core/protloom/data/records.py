@@ -42,6 +42,7 @@ class Source:
         registry: finds the reader of a URI's scheme.
         column: sequence column of a table.
         strict: refuse what the policies would change or drop.
+        names: shared by sources that go into one store, read in its order: ids are unique among all of them.
 
     Attributes:
         name: what messages call it.
@@ -51,9 +52,18 @@ class Source:
         UserError: no such source; :meth:`entries` raises for what is wrong inside.
     """
 
-    def __init__(self, spec: str, registry: Registry, *, column: str | None = None, strict: bool = False) -> None:
+    def __init__(
+        self,
+        spec: str,
+        registry: Registry,
+        *,
+        column: str | None = None,
+        strict: bool = False,
+        names: Names | None = None,
+    ) -> None:
         self.name = spec
         self._column = column
+        self._names = names
         self._store: Store | None = None
         if uri_scheme(spec, registry) is not None:
             self._refuse_column()
@@ -86,7 +96,7 @@ class Source:
         for entry in self._stored(self._store) if self._store is not None else self._cleaned():
             found += 1
             yield entry
-        if not found:
+        if not found and not self.tally.counts["repeated_record"]:  # an earlier source may have had all of it
             dropped = ", ".join(f"{n} {rule}" for rule, n, _ in self.tally.table())
             raise UserError(
                 f"{self.name} holds no usable sequence: {self.tally.read} records read; {dropped or 'none kept'}"
@@ -95,28 +105,42 @@ class Source:
     def _stored(self, store: Store) -> Iterator[Entry]:
         for i in range(len(store)):  # cleaned and named when it was built
             self.tally.read += 1
-            yield Entry(store.id(i), store.sequence(i).tobytes().decode("ascii"))
+            name, residues = store.id(i), store.sequence(i).tobytes()
+            if self._names is None:
+                yield Entry(name, residues.decode("ascii"))
+            else:
+                yield from self._named(self._names, name.encode(), residues, f"record {i + 1} {name!r}")
 
     def _cleaned(self) -> Iterator[Entry]:
-        names = _Names()
+        names = Names() if self._names is None else self._names
         for raw in self._chunks:
             chunk = clean(raw, self.tally)
             bounds = chunk.offsets.tolist()
             for i, name in enumerate(chunk.ids):
-                residues = chunk.residues[bounds[i] : bounds[i + 1]]
-                unique = names.unique(name, residues)
-                if unique != name:
-                    self.tally.add("repeated_record" if unique is None else "repeated_id", 1, chunk.where(i))
-                if unique is not None:
-                    yield Entry(unique.decode(), residues.decode("ascii"))
+                yield from self._named(names, name, chunk.residues[bounds[i] : bounds[i + 1]], chunk.where(i))
+
+    def _named(self, names: Names, name: bytes, residues: bytes, where: str) -> Iterator[Entry]:
+        """Yields the record under an id of its own, nothing if it repeats an earlier one."""
+        unique = names.unique(name, residues)
+        if unique != name:
+            self.tally.add("repeated_record" if unique is None else "repeated_id", 1, where)
+        if unique is not None:
+            yield Entry(unique.decode(), residues.decode("ascii"))
 
 
-class _Names:
-    """Makes ids unique, one after the other."""
+class Names:
+    """Makes ids unique, one after the other.
+
+    Attributes:
+        unclear: an id that stands in the source and was given to an earlier record before; None where there is none. A
+            store, which knows all ids beforehand, gives another one.
+    """
 
     def __init__(self) -> None:
+        self.unclear: str | None = None
         self._content: dict[bytes, bytes] = {}  # hash of an id -> hash of its sequence
         self._again: dict[bytes, tuple[int, set[bytes]]] = {}  # of an id that came again: last number, sequences
+        self._given: set[bytes] = set()  # hashes of ids that were made
 
     def unique(self, name: bytes, residues: bytes) -> bytes | None:
         """Returns the id to use, None for a record that repeats an earlier one."""
@@ -124,12 +148,15 @@ class _Names:
         if key not in self._content:
             self._content[key] = content
             return name
+        if key in self._given and self.unclear is None:
+            self.unclear = name.decode()
         number, seen = self._again.get(key, (1, {self._content[key]}))
         if content in seen:
             return None
         while (other := _hash(b"%s#%d" % (name, number + 1))) in self._content:
             number += 1
         self._content[other] = content
+        self._given.add(other)
         seen.add(content)
         self._again[key] = (number + 1, seen)
         return b"%s#%d" % (name, number + 1)

@@ -19,7 +19,8 @@ from urllib.parse import parse_qsl
 
 from protloom import __version__
 from protloom.contracts import Record
-from protloom.data.build import build_store
+from protloom.data.build import build_joined, build_store
+from protloom.data.inputs import Input
 from protloom.data.layout import VERSION, Store, is_store
 from protloom.data.policies import POLICY_VERSION
 from protloom.data.publish import own_name, remove_leftovers
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Store",
+    "build_joined",
     "build_store",
     "default_cache_dir",
     "find_corpus",
     "is_store",
     "open_corpus",
+    "open_input",
     "refuse_missing",
     "store_records",
     "uri_records",
@@ -126,6 +129,29 @@ def find_corpus(
     else:
         return None
     return Store.open(cache / key) if is_store(cache / key) else None
+
+
+def open_input(spec: str, registry: Registry, column: str | None = None) -> Input:
+    """Returns a corpus of any kind as one of the sources of a new store; files are read when the store is built.
+
+    Args:
+        spec: as of :func:`open_corpus`.
+        registry: finds the reader of a URI's scheme.
+        column: sequence column of a table.
+
+    Raises:
+        UserError: an unknown scheme, a damaged store, or a column asked of what is no table.
+    """
+    if uri_scheme(spec, registry) is None and (spec == "-" or not Path(spec).is_dir()):
+        return Input(spec, column)
+    if column is not None:
+        raise UserError(f"{spec} has no columns: leave --column out")
+    if uri_scheme(spec, registry) is not None:
+        records, origin = uri_records(spec, registry)
+        return Input(records, origin=origin)
+    store = Store.open(spec)
+    records, origin = store_records(store)
+    return Input(records, None, origin, store.manifest["licence"], store.manifest["seed"])
 
 
 def _file_key(path: Path, cache: Path, strict: bool, column: str | None) -> str:
