@@ -160,7 +160,6 @@ def reports(records: Sequence[Record]) -> dict[str, list[Report]]:
 
 
 def _record(entry: Entry, built: Built, key: Mapping[str, Any]) -> dict[str, Any]:
-    result = entry.result
     return {
         "format": FORMAT,
         "task": built.name,
@@ -175,6 +174,13 @@ def _record(entry: Entry, built: Built, key: Mapping[str, Any]) -> dict[str, Any
         "seconds": round(entry.seconds, 3),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "card": built.card,
+        **fields_of(entry.result),
+    }
+
+
+def fields_of(result: TaskResult) -> dict[str, Any]:
+    """Returns what is written of a result; :func:`result_of` reads it."""
+    return {
         "metric": result.metric,
         "value": number(result.value),
         "interval95": [number(end) for end in result.interval],

@@ -76,7 +76,7 @@ def test_check_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check-plugin", "esm", "--kind", "tokenizer"]) == 0
     said = capsys.readouterr().out
     assert "tokenizer 'protloom/esm' (protloom" in said
-    assert "of 7 promises hold" in said
+    assert "8 of 8 promises hold" in said
     assert main(["check-plugin", "esm", "--kind", "tokenizer", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)["checks"][0]
     assert record["found"] is None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -44,19 +46,26 @@ class Bench:
         """Returns a fresh network, not in training; parameters are moved off their initial zeros and ones."""
         import torch
 
-        from protloom import kernels
-        from protloom.contracts import BuildContext
-
-        ops = kernels.choose("auto", self.registry, torch.device("cpu"), torch.float32)
-        chosen = self.resolved.architecture
         with global_seeds(seed):
-            build = BuildContext(self.tokenizer, ops, activation_checkpointing=checkpointing)
-            model: nn.Module = chosen.component.load_factory()(chosen.config, build)
+            model = self.build(checkpointing=checkpointing)
             with torch.no_grad():
                 for parameter in model.parameters():
                     if parameter.is_floating_point():
                         parameter.add_(torch.randn(parameter.shape), alpha=0.02)
         return model.eval()
+
+    def build(self, *, checkpointing: bool = False) -> nn.Module:
+        """Returns what the factory gives."""
+        import torch
+
+        from protloom import kernels
+        from protloom.contracts import BuildContext
+
+        ops = kernels.choose("auto", self.registry, torch.device("cpu"), torch.float32)
+        chosen = self.resolved.architecture
+        context = BuildContext(self.tokenizer, ops, activation_checkpointing=checkpointing)
+        model: nn.Module = chosen.component.load_factory()(chosen.config, context)
+        return model
 
     def packed(self, lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Offsets]:
         """Returns sequences end to end."""
@@ -240,6 +249,48 @@ def it_computes_in_float64(request: Request) -> None:
         wide = model.double().encode(tokens, cu).last
     require(wide.dtype == torch.float64, f"The states are {wide.dtype}.")
     require(torch.allclose(narrow.double(), wide, rtol=1e-3, atol=1e-3), "They differ by more than float32 explains.")
+
+
+@promise("architecture")
+def it_moves_as_a_whole(request: Request) -> None:
+    """``to(device)`` takes along every tensor that it holds: they are parameters or buffers, not plain attributes."""
+    import torch
+
+    bench = Bench(request)
+    model = bench.make().to("meta")  # a device that every machine has
+    for place, module in model.named_modules():
+        for name, value in vars(module).items():
+            items = value if isinstance(value, list | tuple) else [value]
+            left = [item for item in items if isinstance(item, torch.Tensor) and item.device.type != "meta"]
+            where = f"{place}.{name}" if place else name
+            require(not left, f"{where} stays behind: register_buffer(..., persistent=False) takes it along.")
+    if torch.cuda.is_available():
+        tokens, cu = bench.packed()
+        there = bench.make().to("cuda")
+        with torch.inference_mode():
+            alone = bench.make().encode(tokens, cu).last
+            moved = there.encode(tokens.cuda(), type(cu).of(cu.lengths, "cuda")).last
+        require(torch.allclose(moved.cpu(), alone, rtol=1e-2, atol=1e-2), "On the GPU it has other states.")
+
+
+@promise("architecture")
+def sizes_have_the_parameters_that_they_declare(request: Request) -> None:
+    """A size that is called by a number of parameters, such as ``35M``, has as many, within a fifth."""
+    import torch
+
+    for size in getattr(request.component.spec, "sizes", {}):
+        declared = _declared(size)
+        if declared:
+            bench = Bench(replace(request, extra={**request.extra, "size": size}))
+            with torch.device("meta"):  # counts without making them
+                found = sum(p.numel() for p in bench.build().parameters())
+            require(abs(found - declared) <= 0.2 * declared, f"{size} has {found:,} parameters.")
+
+
+def _declared(size: str) -> float:
+    """Returns the number of parameters that the name of a size states; 0 where it states none."""
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB])", size)
+    return float(number[1]) * {"K": 1e3, "M": 1e6, "B": 1e9}[number[2]] if number else 0.0
 
 
 @promise("architecture")

@@ -158,11 +158,15 @@ def global_seeds(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def global_state() -> tuple[object, ...]:
-    """Returns the state of the generators that everybody shares, as something to compare."""
+def global_state() -> dict[str, object]:
+    """Returns the state of each generator that everybody shares, as something to compare."""
     import random
 
     import torch
 
     name, keys, place, *_ = np.random.get_state(legacy=True)
-    return random.getstate(), name, np.asarray(keys).tobytes(), place, torch.get_rng_state().numpy().tobytes()
+    return {
+        "random": random.getstate(),
+        "numpy.random": (name, np.asarray(keys).tobytes(), place),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+    }

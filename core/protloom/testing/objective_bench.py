@@ -12,7 +12,7 @@ import numpy as np
 from protloom.errors import UserError
 from protloom.rng import CounterRNG
 from protloom.testing.checks import Request, Violation
-from protloom.testing.materials import batch_of, global_seeds, proteins, small_sizes
+from protloom.testing.materials import batch_of, global_seeds, global_state, proteins, small_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,16 +85,19 @@ class Bench:
         return config.load(None, overrides, request.registry)
 
     def _build(self, resolved: ResolvedRun, seed: int) -> list[Made]:
-        """Returns the network with each objective of a run."""
+        """Returns the network with each objective of a run; the generators that everybody shares stay as they are."""
+        with global_seeds(seed):
+            return self._construct(resolved)
+
+    def _construct(self, resolved: ResolvedRun) -> list[Made]:
         import torch
 
         from protloom import assembly, kernels
 
         ops = kernels.choose("auto", self._request.registry, torch.device("cpu"), torch.float32)
         tokenizer = assembly.make(resolved.tokenizer)
-        with global_seeds(seed):
-            model = assembly.build_network(resolved, tokenizer, ops)
-            members = assembly.build_objectives(resolved, tokenizer, ops, model)
+        model = assembly.build_network(resolved, tokenizer, ops)
+        members = assembly.build_objectives(resolved, tokenizer, ops, model)
         return [Made(model, member.objective, tokenizer) for member in members]
 
     def make(self, seed: int = SEED) -> Made:
@@ -103,6 +106,14 @@ class Bench:
         made.model.eval()
         made.objective.eval()
         return made
+
+    def footprint(self, seed: int) -> dict[str, object]:
+        """Returns where the shared generators stand after all that a step does, begun with them seeded."""
+        with global_seeds(seed):
+            (made, *_) = self._construct(self._resolved)
+            self.score(made, self.batch(made))
+            made.objective.after_step(cast("Architecture", made.model), 0)
+            return global_state()
 
     def beside(self, other: str) -> list[Made]:
         """Returns the objective and another one on one network; raises UserError if they do not fit."""

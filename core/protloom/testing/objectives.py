@@ -64,7 +64,33 @@ def corruption_touches_no_global_generator(request: Request) -> None:
     batch = bench.batch(made)
     before = global_state()
     bench.prepare(made, batch)
-    require(global_state() == before, "One of them moved: hash positions with the stream (batch.keys(rng)).")
+    after = global_state()
+    for name, state in before.items():
+        require(after[name] == state, f"That of {name} moved: hash positions with the stream (batch.keys(rng)).")
+
+
+@promise("objective")
+def nothing_seeds_a_global_generator(request: Request) -> None:
+    """Building it, ``prepare``, ``loss`` and ``after_step`` seed no generator that others draw from too."""
+    bench = Bench(request)
+    one, other = bench.footprint(1), bench.footprint(2)
+    for name, state in one.items():
+        require(state != other[name], f"That of {name} stands at one place, however it was seeded before.")
+
+
+@promise("objective")
+def the_loss_draws_from_its_context(request: Request) -> None:
+    """Without dropout, ``loss`` is the same whatever the shared generators hold: ``ctx.rng`` is there to draw from."""
+    bench = Bench(request)
+    made = bench.make()
+    batch = bench.batch(made)
+    found = []
+    for seed in (1, 2):
+        with global_seeds(seed):
+            found.append(bench.score(made, batch)[0].totals)
+    for term, total in found[0].items():
+        one, other = float(total.detach()), float(found[1][term].detach())
+        require(one == other, f"{term!r}: {one!r} and {other!r} for one batch.")
 
 
 @promise("objective")

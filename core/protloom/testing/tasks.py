@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from protloom.contracts import HasSequences
 from protloom.errors import UserError
 from protloom.testing.checks import Request, promise, require
 from protloom.testing.imports import imports_no_torch
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.contracts import Task, TaskResult
+    from protloom.variants import Variant
 
 LIMIT = 40
 """Items of each split in a check; ``extra`` may name another ``limit``, where a task cannot be scored on so few."""
@@ -51,6 +54,10 @@ class Noise:
     ) -> NDArray[np.float32]:
         """Returns random features of sequences."""
         return np.stack([self._draw(sequence, WIDTH) for sequence in sequences])
+
+    def score_variants(self, wild_type: str, variants: Sequence[Variant], method: str) -> NDArray[np.float64]:
+        """Returns a random score of each variant."""
+        return np.array([float(self._draw(variant.sequence, 1)[0]) for variant in variants])
 
     def contact_features(self, sequence: str) -> NDArray[np.float32]:
         """Returns random symmetric features of residue pairs."""
@@ -126,6 +133,64 @@ def a_result_is_whole(request: Request) -> None:
         json.dumps(dict(result.details))
     except TypeError as error:
         require(False, f"details are no plain data: {error}.")
+
+
+@promise("task")
+def a_result_says_what_it_was_made_of(request: Request) -> None:
+    """``details`` names the SHA-256 of files that were read, under ``files``, or what was simulated, and the seed."""
+    result = _run(request)
+    if result is None:
+        return
+    card = _make(request).card()
+    named = dict(card.get("data") or {})
+    files = result.details.get("files")
+    if named:
+        require(isinstance(files, Mapping) and bool(files), f"The card names files, details['files'] is {files!r}.")
+        for path, digest in dict(files or {}).items():
+            require(path in named, f"It read {path!r}, which the card does not name.")
+            require(bool(re.fullmatch(r"[0-9a-f]{64}", str(digest))), f"{digest!r} is no SHA-256 of {path}.")
+    if card.get("simulated"):
+        require(bool(result.details.get("simulated")), "The data are simulated, details['simulated'] does not say how.")
+    require(result.details.get("seed") == 0, f"details['seed'] is {result.details.get('seed')!r}.")
+
+
+@promise("task")
+def a_result_survives_writing(request: Request) -> None:
+    """Written as JSON and read again, a result is what it was: a run of many tasks goes on where it was stopped."""
+    from protloom.plain_data import plain
+    from protloom.task_results import fields_of, result_of
+
+    result = _run(request)
+    if result is None:
+        return
+    again = result_of(json.loads(json.dumps(plain(fields_of(result)), allow_nan=False)))
+    numbers = {"value": (result.value, again.value), **_pairs(result.metrics, again.metrics)}
+    for name, (one, other) in numbers.items():
+        require(one == other or (math.isnan(one) and math.isnan(other)), f"{name}: {one!r} comes back as {other!r}.")
+    require(np.array_equal(result.replicates, again.replicates, equal_nan=True), "The replicates differ.")
+    require(np.array_equal(result.per_item, again.per_item, equal_nan=True), "per_item differs.")
+    require(result.items == again.items, "items differ.")
+
+
+def _pairs(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, tuple[float, float]]:
+    return {f"metrics[{name!r}]": (value, other.get(name, math.nan)) for name, value in one.items()}
+
+
+@promise("task")
+def validation_is_kept_apart_from_training(request: Request) -> None:
+    """Where a task tells its sequences, none of the split ``valid``, by which choices are made, stands in ``train``.
+
+    A test split is as it was published; ``protloom data overlap`` counts what a corpus shares with it.
+    """
+    task = _make(request)
+    if not isinstance(task, HasSequences):
+        return
+    try:
+        task.check()
+    except UserError:
+        return
+    both = sorted(set(task.sequences("train")) & set(task.sequences("valid")))
+    require(not both, f"{len(both)} stand in both, such as {both[0][:20]}… ({len(both[0])} residues)." if both else "")
 
 
 @promise("task")

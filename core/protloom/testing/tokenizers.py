@@ -13,6 +13,9 @@ from protloom.testing.materials import RESIDUES, proteins
 if TYPE_CHECKING:
     from protloom.contracts import Tokenizer
 
+LETTERS = "".join(map(chr, range(ord("A"), ord("Z") + 1))) + "acdefghiklmnpqrstvwyx-.*"
+"""What a file may hold: letters beyond the residues, lower case, gaps, a stop."""
+
 
 def _make(request: Request) -> Tokenizer:
     from protloom import assembly, config
@@ -64,9 +67,9 @@ def every_id_is_in_the_vocabulary(request: Request) -> None:
 
 @promise("tokenizer")
 def a_residue_is_a_token(request: Request) -> None:
-    """``encode`` gives prefix, one token a residue by the table, suffix; residues are told apart."""
+    """``encode`` gives prefix, one token a letter by the table, suffix; residues are told apart."""
     tokenizer = _make(request)
-    for sequence in (*proteins((1, 40)), ""):
+    for sequence in (*proteins((1, 40)), "", LETTERS):
         ids = tokenizer.encode(sequence)
         inner = tokenizer.table[np.frombuffer(sequence.encode(), dtype=np.uint8)]
         wanted = [*tokenizer.prefix, *inner.tolist(), *tokenizer.suffix]
@@ -76,6 +79,23 @@ def a_residue_is_a_token(request: Request) -> None:
     require(len(set(known)) == len(RESIDUES), "Two of the 20 standard residues have one id.")
     require(tokenizer.unknown_id not in known, "A standard residue is unknown.")
     require(sorted(tokenizer.residue_ids) == sorted(known), "residue_ids are not those of the 20 standard residues.")
+
+
+@promise("tokenizer")
+def an_unusual_letter_is_no_residue(request: Request) -> None:
+    """Beside the 20 standard residues and their lower case, nothing counts as one: a policy maps it to something else.
+
+    ``X``, the letter itself or the unknown symbol, for example; whoever replaces U by C says so in an option.
+    """
+    tokenizer = _make(request)
+    residues = set(tokenizer.residue_ids)
+    for byte in range(256):
+        standard = chr(byte).upper() in RESIDUES
+        symbol = tokenizer.vocab[int(tokenizer.table[byte])]
+        counts = int(tokenizer.table[byte]) in residues
+        require(standard or not counts, f"{chr(byte)!r} becomes the residue {symbol!r}.")
+        own = not standard or not counts or symbol == chr(byte).upper()
+        require(own, f"The residue {chr(byte)!r} becomes {symbol!r}.")
 
 
 @promise("tokenizer")
