@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -162,7 +163,7 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
     validator = _validator(settings, registry, world, stores, shares, tokenizer, mixture, cropping)
     wrapped = _wrapped(module, mixture, world, partial(_host_step, settings, world.size, sampler, mixture, maker))
     # after the wrapping, which may replace parameters by their shards
-    optimizer, peak = _optimizer(resolved.optimizer, module)
+    optimizer, peak = _optimizer(resolved.optimizer, module, ops)
     return Assembly(
         resolved=resolved,
         world=world,
@@ -270,7 +271,7 @@ def _check_terms(member: Member) -> None:
                 raise UserError(f"objective {member.alias!r}: weight names the unknown term {term!r}.{advice}")
 
 
-def _optimizer(chosen: Chosen, module: StepModule) -> tuple[Optimizer, float]:
+def _optimizer(chosen: Chosen, module: StepModule, ops: Ops) -> tuple[Optimizer, float]:
     """Builds the optimizer over all trainable parameters; biases and norms are not decayed."""
     peak = getattr(chosen.config, "lr", None)
     if not isinstance(peak, float | int):
@@ -288,7 +289,10 @@ def _optimizer(chosen: Chosen, module: StepModule) -> tuple[Optimizer, float]:
                     "weight_decay_scale": float(decay),
                 }
             )
-    optimizer: Optimizer = chosen.component.load_factory()(chosen.config, groups)
+    factory = chosen.component.load_factory()
+    # an optimizer may come in the form of the run's kernels; most have one form
+    more = {"ops": ops} if "ops" in inspect.signature(factory).parameters else {}
+    optimizer: Optimizer = factory(chosen.config, groups, **more)
     training_state.note_initial(optimizer)
     return optimizer, float(peak)
 

@@ -121,6 +121,26 @@ class AdamW(Protocol):
         """Returns an optimizer whose ``state_dict`` has the layout of ``torch.optim.AdamW``."""
 
 
+class Lamb(Protocol):
+    """Makes the LAMB optimizer (You et al. 2020) in this backend's form."""
+
+    def __call__(
+        self,
+        groups: Sequence[Mapping[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        max_grad_norm: float | None,
+    ) -> Optimizer:
+        """Returns an optimizer whose ``state_dict`` has the layout of ``torch.optim.AdamW``.
+
+        Groups without weight decay move as in Adam. Where the joint norm of all gradients is above ``max_grad_norm``,
+        they are divided so that it is that; None: never.
+        """
+
+
 @dataclass(frozen=True)
 class Ops:
     """The functions that a run uses, one backend's each.
@@ -139,6 +159,7 @@ class Ops:
     cross_entropy: CrossEntropy
     clip_grad_norm: ClipGradNorm
     adamw: AdamW
+    lamb: Lamb
     chosen: Mapping[str, str]
     rejected: Mapping[str, str]
 
@@ -153,6 +174,7 @@ NAMES = (
     "cross_entropy",
     "clip_grad_norm",
     "adamw",
+    "lamb",
 )
 """Every function of :class:`Ops`."""
 

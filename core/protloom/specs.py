@@ -78,7 +78,8 @@ class OptimizerSpec(Spec):
     """An optimizer; ``factory(config, groups: list[dict]) -> torch.optim.Optimizer``.
 
     ``groups`` are parameter groups with ``params``, ``names``, ``lr_scale`` and ``weight_decay_scale`` (0 for biases
-    and norms). ``config`` must have a field ``lr``: schedules multiply it.
+    and norms). ``config`` must have a field ``lr``: schedules multiply it. A factory with an argument ``ops`` receives
+    the run's :class:`protloom.ops.Ops` by that name: an optimizer may come in the form of the run's kernels.
     """
 
     kind: ClassVar[str] = "optimizer"

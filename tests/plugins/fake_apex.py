@@ -3,6 +3,7 @@
 - Norms of one type refuse two; the mixed ones give the type of the weight. None can be launched over no rows.
 - Under autocast its functions would cast their inputs.
 - FusedAdam counts steps in the group as an integer, keeps fp32 moments, and its ``zero_grad`` takes no argument.
+- FusedLAMB counts so too, always has a limit of the gradients' norm, and leaves its updates in the gradients.
 - Clipping is in ``contrib``.
 """
 
@@ -113,6 +114,68 @@ class FusedAdam(torch.optim.Optimizer):
                 p.sub_(group["lr"] * update)
 
 
+class FusedLAMB(torch.optim.Optimizer):
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        bias_correction: bool = True,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-6,
+        weight_decay: float = 0.01,
+        amsgrad: bool = False,
+        adam_w_mode: bool = True,
+        grad_averaging: bool = True,
+        set_grad_none: bool = True,
+        max_grad_norm: float = 1.0,
+        use_nvlamb: bool = False,
+    ) -> None:
+        assert bias_correction
+        assert adam_w_mode
+        assert grad_averaging
+        assert not use_nvlamb
+        defaults = {"lr": lr, "bias_correction": bias_correction, "betas": betas, "eps": eps}
+        more = {"weight_decay": weight_decay, "grad_averaging": grad_averaging, "max_grad_norm": max_grad_norm}
+        super().__init__(params, {**defaults, **more})
+
+    def zero_grad(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        CALLS.append("FusedLAMB.step")
+        every = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(p.dtype not in (torch.float32, torch.float16) for p in every):
+            raise RuntimeError("FusedLAMB only support fp16 and fp32.")
+        largest = self.defaults["max_grad_norm"]
+        total = torch.stack([p.grad.norm() for p in every]).norm()
+        clip = total / largest if total > largest else 1.0
+        for group in self.param_groups:
+            group["step"] = group["step"] + 1 if "step" in group else 1
+            assert type(group["step"]) is int, "the kernel takes an int"
+            b1, b2 = group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if len(state) == 0:
+                    state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+                g = p.grad / clip
+                state["exp_avg"].mul_(b1).add_((1 - b1) * g)
+                state["exp_avg_sq"].mul_(b2).add_((1 - b2) * g * g)
+                mean, square = (
+                    state["exp_avg"] / (1 - b1 ** group["step"]),
+                    state["exp_avg_sq"] / (1 - b2 ** group["step"]),
+                )
+                p.grad.copy_(mean / (square.sqrt() + group["eps"]) + group["weight_decay"] * p)
+                ratio = group["lr"]
+                if group["weight_decay"] != 0 and float(p.grad.norm()) != 0 and float(p.norm()) != 0:
+                    ratio = group["lr"] * float(p.norm() / p.grad.norm())
+                p.sub_(ratio * p.grad)
+
+
 def clip_grad_norm_(
     parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> Tensor:
@@ -142,7 +205,7 @@ def install(patch: pytest.MonkeyPatch, *, extensions: tuple[str, ...] = ("fused_
                 mixed_dtype_fused_layer_norm_affine,
             )
         },
-        "apex.optimizers": {"FusedAdam": FusedAdam},
+        "apex.optimizers": {"FusedAdam": FusedAdam, "FusedLAMB": FusedLAMB},
         "apex.contrib": {},
         "apex.contrib.clip_grad": {"clip_grad_norm_": clip_grad_norm_},
         **{name: {} for name in extensions},

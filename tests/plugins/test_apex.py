@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fake_apex
 import pytest
 import torch
+from tiny_run import losses, options_in
 from torch import Tensor
 
 from protloom import kernels, training_state
+from protloom.cli import main
 from protloom.errors import UserError
 from protloom.plugins import Registry
 from protloom_plugins.kernels import native, reference
@@ -102,9 +106,9 @@ def groups_of(seed: int = 0) -> tuple[list[dict[str, Any]], list[Tensor]]:
     return groups, [matrix, bias]
 
 
-def make(function: Any, seed: int = 0) -> tuple[Any, list[Tensor]]:
+def make(function: Any, seed: int = 0, **options: Any) -> tuple[Any, list[Tensor]]:
     groups, parameters = groups_of(seed)
-    optimizer = function(groups, lr=0.02, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1)
+    optimizer = function(groups, lr=0.02, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, **options)
     training_state.note_initial(optimizer)
     return optimizer, parameters
 
@@ -129,10 +133,23 @@ def test_twenty_steps_are_those_of_adamw(apex: dict[str, Any]) -> None:
     assert fake_apex.CALLS.count("FusedAdam.step") == 20
 
 
+@pytest.mark.parametrize("limit", [None, 0.7])
+def test_twenty_steps_are_those_of_lamb(apex: dict[str, Any], limit: float | None) -> None:
+    ours, mine = make(apex["lamb"], max_grad_norm=limit)
+    theirs, yours = make(native.lamb, max_grad_norm=limit)
+    steps(ours, mine, 0, 20)
+    steps(theirs, yours, 0, 20)
+    for one, two in zip(mine, yours, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+    assert fake_apex.CALLS.count("FusedLAMB.step") == 20
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
 @pytest.mark.parametrize(("before", "after"), [("apex", "torch"), ("torch", "apex"), ("apex", "apex")])
-def test_a_checkpoint_moves_between_backends(apex: dict[str, Any], before: str, after: str) -> None:
-    functions = {"apex": apex["adamw"], "torch": native.adamw}
-    straight, expected = make(native.adamw)
+def test_a_checkpoint_moves_between_backends(apex: dict[str, Any], before: str, after: str, name: str) -> None:
+    more = {"max_grad_norm": None} if name == "lamb" else {}
+    functions = {"apex": partial(apex[name], **more), "torch": partial(getattr(native, name), **more)}
+    straight, expected = make(functions["torch"])
     steps(straight, expected, 0, 12)
     first, parameters = make(functions[before])
     steps(first, parameters, 0, 7)
@@ -208,6 +225,7 @@ def test_auto_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
         "rms_norm",
         "layer_norm",
         "adamw",
+        "lamb",
         "clip_grad_norm",
     }
     assert kernels.choose({"rms_norm": "apex"}, registry, CPU, torch.float32).chosen["adamw"] == "torch"
@@ -215,7 +233,7 @@ def test_auto_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_extension_that_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_apex.install(monkeypatch, extensions=("amp_C",))
-    assert set(OnCpu().functions(CPU, torch.float32)) == {"adamw", "clip_grad_norm"}
+    assert set(OnCpu().functions(CPU, torch.float32)) == {"adamw", "lamb", "clip_grad_norm"}
     fake_apex.install(monkeypatch, extensions=())
     # what an earlier install has put there is taken out again
     for name in ("amp_C", "fused_layer_norm_cuda"):
@@ -235,9 +253,24 @@ def test_an_extension_of_another_pytorch_is_found_out_by_running_it(monkeypatch:
     norms = __import__("sys").modules["apex.normalization.fused_layer_norm"]
     monkeypatch.setattr(norms, "fused_rms_norm_affine", undefined)
     backend = OnCpu()
-    assert set(backend.functions(CPU, torch.float32)) == {"adamw", "clip_grad_norm"}
+    assert set(backend.functions(CPU, torch.float32)) == {"adamw", "lamb", "clip_grad_norm"}
     monkeypatch.setattr(norms, "fused_rms_norm_affine", lambda x, *_: x)  # a wrong result is found out too
     assert "rms_norm" not in OnCpu().functions(CPU, torch.float32)
+
+
+@pytest.mark.parametrize(("optimizer", "step"), [("adamw", "FusedAdam.step"), ("lamb", "FusedLAMB.step")])
+def test_a_run_that_names_it_moves_its_parameters_by_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_fasta: Path, optimizer: str, step: str
+) -> None:
+    fake_apex.install(monkeypatch)
+    monkeypatch.setattr(ApexBackend, "devices", ("cpu",))
+    made = options_in(tmp_path, small_fasta)
+    for changes in ({"out": "one", "kernels": {optimizer: "apex"}}, {"out": "two"}):
+        fake_apex.CALLS.clear()
+        assert main(["train", *made(optimizer={"name": optimizer, "lr": 0.003}, trainer__steps=3, **changes)]) == 0
+        # once when it is asked whether it works here, which auto does too
+        assert fake_apex.CALLS.count(step) == (4 if "kernels" in changes else 1)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "two"), rel=1e-5)
 
 
 @pytest.mark.gpu

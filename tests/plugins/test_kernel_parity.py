@@ -266,6 +266,7 @@ def test_clip_grad_norm(place: Place, backend: ops.Backend, largest: float) -> N
 
 OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "adamw": {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.1},
+    "lamb": {"lr": 0.01, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.1, "max_grad_norm": 1.5},
 }
 
 

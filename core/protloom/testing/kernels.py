@@ -285,3 +285,51 @@ def clipping_scales_all_gradients_alike(request: Request) -> None:
         for parameter, gradient in zip(parameters, before, strict=True):
             near = parameter.grad is not None and torch.allclose(parameter.grad, factor * gradient, rtol=1e-4)
             require(near, f"Gradients were not scaled by {factor:.4g}.")
+
+
+@promise("kernel")
+def optimizers_follow_their_rules(request: Request) -> None:
+    """``adamw`` and ``lamb`` move parameters as published, and keep the names and the scales of their groups."""
+    import torch
+
+    from protloom.ops import NAMES
+
+    device = str(request.extra.get("device", "cpu"))
+    options: dict[str, Any] = {"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-6, "weight_decay": 0.2}
+    for name in sorted({"adamw", "lamb"} & set(NAMES)):
+        function = _functions(request).get(name)
+        if function is None:
+            continue
+        with global_seeds(6):
+            starts = [torch.randn(shape) for shape in ((4, 3), (5,))]
+            drawn = [[torch.randn(x.shape) for x in starts] for _ in range(4)]
+        parameters = [torch.nn.Parameter(x.clone().to(device)) for x in starts]
+        groups = [
+            {"params": [p], "names": [str(i)], "lr_scale": 0.5, "weight_decay_scale": 1.0 - i}
+            for i, p in enumerate(parameters)
+        ]
+        optimizer = function(groups, **options, **({"max_grad_norm": None} if name == "lamb" else {}))
+        for group in optimizer.param_groups:
+            require({"names", "lr_scale"} <= set(group), f"{name} lost names or lr_scale of a group.")
+        for gradients in drawn:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone().to(device)
+            optimizer.step()
+        for i, parameter in enumerate(parameters):
+            wanted = _moved(name, starts[i], [gradients[i] for gradients in drawn], decay=0.2 * (1 - i))
+            near = torch.allclose(parameter.detach().cpu().double(), wanted, rtol=RTOL, atol=ATOL)
+            require(near, f"After 4 steps of {name} a parameter differs by {_gap(parameter.detach().cpu(), wanted)}.")
+
+
+def _moved(name: str, start: Tensor, gradients: Sequence[Tensor], *, decay: float) -> Tensor:
+    """Returns a parameter after steps of a rule with rate 0.05, betas 0.8 and 0.9 and ε 1e-6, in float64."""
+    import torch
+
+    x, mean, square = start.double(), torch.zeros_like(start).double(), torch.zeros_like(start).double()
+    for t, gradient in enumerate(gradients, 1):
+        g = gradient.double()
+        mean, square = 0.8 * mean + 0.2 * g, 0.9 * square + 0.1 * g * g
+        update = (mean / (1 - 0.8**t)) / ((square / (1 - 0.9**t)).sqrt() + 1e-6) + decay * x
+        relative = name == "lamb" and decay != 0
+        x = x - 0.05 * (x.norm() / update.norm() if relative else 1.0) * update
+    return x

@@ -1,4 +1,4 @@
-"""The kernel backend ``apex``: what NVIDIA's apex still fuses and this project uses: norms, AdamW, gradient clipping.
+"""The kernel backend ``apex``: what NVIDIA's apex still fuses and this project uses: norms, AdamW, LAMB, clipping.
 
 apex is built from NVIDIA's source and has no wheels; the ``apex`` on PyPI is another project. Its Python part imports
 without its CUDA extensions and then falls back to plain PyTorch without a word, so this backend looks for the extension
@@ -11,7 +11,9 @@ Parameters keep PyTorch's layout, and so does the state of the optimizer: checkp
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -89,23 +91,48 @@ def adamw(
     """apex's FusedAdam as AdamW, with the state of ``torch.optim.AdamW``: a step count for every parameter."""
     ready = torch_groups(groups, lr, weight_decay)
     _refuse_shards([p for group in ready for p in group["params"]])
-    return _adamw_class()(ready, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    made: torch.optim.Optimizer = _counting("FusedAdam")(ready, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+    return made
+
+
+def lamb(
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+) -> torch.optim.Optimizer:
+    """apex's FusedLAMB, with the state of ``torch.optim.AdamW``; a step leaves its updates in the gradients."""
+    ready = torch_groups(groups, lr, weight_decay)
+    _refuse_shards([p for group in ready for p in group["params"]])
+    made: torch.optim.Optimizer = _counting("FusedLAMB")(
+        ready,
+        lr=lr,
+        betas=betas,
+        eps=eps,
+        weight_decay=weight_decay,
+        # it has no way to say that there is no limit
+        max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
+    )
+    return made
 
 
 def _refuse_shards(parameters: Sequence[Tensor]) -> None:
     if any(isinstance(p, DTensor) for p in parameters):
         raise UserError(
             "kernels: apex cannot work on sharded parameters (fsdp2): use trainer.parallel=ddp, or "
-            "kernels: {adamw: torch, clip_grad_norm: torch}"
+            "kernels: {adamw: torch, lamb: torch, clip_grad_norm: torch}"
         )
 
 
-def _adamw_class() -> Any:
-    """Returns a subclass of apex's FusedAdam, which is there only where apex is."""
-    base: Any = importlib.import_module("apex.optimizers").FusedAdam
+def _counting(name: str) -> Any:
+    """Returns a subclass of one of apex's optimizers, which is there only where apex is."""
+    base: Any = getattr(importlib.import_module("apex.optimizers"), name)
 
-    class FusedAdamW(base):
-        """FusedAdam that keeps its counts as PyTorch does.
+    class Counting(base):
+        """The optimizer, with its counts kept as PyTorch keeps them.
 
         apex counts steps in a group, an integer there; PyTorch in the state of each parameter. Between two steps this
         one has no count in its groups: those of its parameters, one tensor a group, are all there is to save.
@@ -149,13 +176,13 @@ def _adamw_class() -> Any:
                 if len(steps) > 1:
                     raise UserError(
                         "kernels: apex counts the steps of a group of parameters together, but this checkpoint has "
-                        f"{len(steps)} counts in one: go on with kernels: {{adamw: torch}}"
+                        f"{len(steps)} counts in one: go on with kernels: {{adamw: torch, lamb: torch}}"
                     )
                 self._counts[number] = torch.tensor(steps.pop() if steps else 0.0)
                 for state in states:
                     state["step"] = self._counts[number]
 
-    return FusedAdamW
+    return Counting
 
 
 class ApexBackend:
@@ -192,7 +219,7 @@ class ApexBackend:
             reasons: list[str] = []
             parts: list[tuple[str, Callable[[torch.device], None], dict[str, Callable[..., Any]]]] = [
                 (NORMS, _try_norms, {"rms_norm": rms_norm, "layer_norm": layer_norm}),
-                (TENSORS, _try_tensors, {"adamw": adamw, "clip_grad_norm": clip_grad_norm}),
+                (TENSORS, _try_tensors, {"adamw": adamw, "lamb": lamb, "clip_grad_norm": clip_grad_norm}),
             ]
             for extension, attempt, functions in parts:
                 reason = self._reason(device, extension, attempt)
@@ -226,16 +253,12 @@ def _try_norms(device: torch.device) -> None:
 
 
 def _try_tensors(device: torch.device) -> None:
-    parameter = torch.nn.Parameter(torch.zeros(4, device=device))
-    parameter.grad = torch.ones_like(parameter)
-    optimizer = adamw(
-        [{"params": [parameter], "names": ["probe"], "lr_scale": 1.0, "weight_decay_scale": 0.0}],
-        lr=1.0,
-        betas=(0.9, 0.99),
-        eps=1e-12,
-        weight_decay=0.0,
-    )
-    optimizer.step()
-    # the first step of Adam is lr in the direction of the sign
-    if not torch.allclose(parameter.detach(), torch.full_like(parameter, -1.0), atol=1e-3):
-        raise RuntimeError("its first step of Adam is wrong")
+    makers: tuple[Callable[..., torch.optim.Optimizer], ...] = (adamw, partial(lamb, max_grad_norm=None))
+    for make in makers:
+        parameter = torch.nn.Parameter(torch.zeros(4, device=device))
+        parameter.grad = torch.ones_like(parameter)
+        groups = [{"params": [parameter], "names": ["probe"], "lr_scale": 1.0, "weight_decay_scale": 0.0}]
+        make(groups, lr=1.0, betas=(0.9, 0.99), eps=1e-12, weight_decay=0.0).step()
+        # the first step of both is lr in the direction of the sign
+        if not torch.allclose(parameter.detach(), torch.full_like(parameter, -1.0), atol=1e-3):
+            raise RuntimeError("its first step of Adam or LAMB is wrong")

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from protloom.contracts import Offsets
 from protloom_plugins.kernels import cpu
 from protloom_plugins.kernels.reference import ReferenceBackend, torch_groups, visible
+from protloom_plugins.optimizers.lamb_steps import Lamb
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
@@ -212,6 +213,20 @@ def adamw(
     )
 
 
+def lamb(
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+) -> Lamb:
+    """LAMB by PyTorch's operations on many tensors at once; nothing waits for the device."""
+    ready = torch_groups(groups, lr, weight_decay)
+    return Lamb(ready, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+
+
 class TorchBackend(ReferenceBackend):
     """Offers every function in PyTorch's fastest form, on every device and in every precision."""
 
@@ -231,4 +246,5 @@ class TorchBackend(ReferenceBackend):
             "cross_entropy": cross_entropy,
             "clip_grad_norm": clip_grad_norm,
             "adamw": adamw,
+            "lamb": lamb,
         }

@@ -164,6 +164,64 @@ def adamw(
     return torch.optim.AdamW(ready, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, foreach=False, fused=False)
 
 
+class Lamb(torch.optim.Optimizer):
+    """LAMB, one tensor after the other (You et al. 2020, algorithm 2, with corrected moments)."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], *, max_grad_norm: float | None, **options: Any) -> None:
+        super().__init__(groups, options)
+        self._max_grad_norm = max_grad_norm
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Moves every parameter that has a gradient; see :meth:`torch.optim.Optimizer.step`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        moved = [(p, p.grad, group) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        excess = 1.0
+        if self._max_grad_norm is not None:
+            total = math.sqrt(sum(_norm(gradient) ** 2 for _, gradient, _ in moved))
+            excess = max(1.0, total / self._max_grad_norm)
+        for parameter, gradient, group in moved:
+            self._move(parameter, gradient / excess, group)
+        return loss
+
+    def _move(self, parameter: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> None:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        (b1, b2), decay, mean, square = group["betas"], group["weight_decay"], state["exp_avg"], state["exp_avg_sq"]
+        state["step"] += 1
+        t = float(state["step"])
+        mean.mul_(b1).add_(gradient, alpha=1 - b1)
+        square.mul_(b2).add_(gradient.square(), alpha=1 - b2)
+        update = (mean / (1 - b1**t)) / ((square / (1 - b2**t)).sqrt() + group["eps"]) + decay * parameter
+        length, own = _norm(update), _norm(parameter)
+        ratio = own / length if decay != 0 and length > 0 and own > 0 else 1.0
+        parameter.sub_(group["lr"] * ratio * update)
+
+
+def _norm(x: Tensor) -> float:
+    norm = _wide(x).norm()
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def lamb(
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    max_grad_norm: float | None,
+) -> Lamb:
+    """LAMB in plain tensor operations; a norm is read by the host."""
+    ready = torch_groups(groups, lr, weight_decay)
+    return Lamb(ready, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm)
+
+
 class ReferenceBackend:
     """Offers every function, on every device and in every precision.
 
@@ -195,4 +253,5 @@ class ReferenceBackend:
             "cross_entropy": cross_entropy,
             "clip_grad_norm": clip_grad_norm,
             "adamw": adamw,
+            "lamb": lamb,
         }

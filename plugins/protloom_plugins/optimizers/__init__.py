@@ -14,6 +14,12 @@ def protloom_optimizers() -> list[OptimizerSpec]:
             summary="AdamW with decoupled weight decay, none on norms and biases",
         ),
         OptimizerSpec(
+            name="lamb",
+            factory="protloom_plugins.optimizers.lamb:build",
+            config="protloom_plugins.optimizers.lamb:LambConfig",
+            summary="LAMB: Adam with steps relative to the norm of the weights, for very large batches",
+        ),
+        OptimizerSpec(
             name="adafactor",
             factory="protloom_plugins.optimizers.adafactor:build",
             config="protloom_plugins.optimizers.adafactor:AdafactorConfig",

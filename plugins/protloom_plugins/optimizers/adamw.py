@@ -10,7 +10,9 @@ from pydantic import Field
 from protloom.settings import Section
 
 if TYPE_CHECKING:
-    from torch.optim import AdamW
+    from torch.optim import Optimizer
+
+    from protloom.ops import Ops
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -25,8 +27,12 @@ class AdamWConfig(Section):
     weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay; none on norms and biases")
 
 
-def build(config: AdamWConfig, groups: Sequence[Mapping[str, Any]]) -> AdamW:
-    """Makes the optimizer, fused where PyTorch can; see :class:`protloom.specs.OptimizerSpec` for ``groups``."""
-    from protloom_plugins.kernels.native import adamw
+def build(config: AdamWConfig, groups: Sequence[Mapping[str, Any]], ops: Ops | None = None) -> Optimizer:
+    """Makes the optimizer in the form of the run's kernels, else fused where PyTorch can.
 
-    return adamw(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
+    See :class:`protloom.specs.OptimizerSpec` for ``groups`` and ``ops``.
+    """
+    from protloom_plugins.kernels import native
+
+    make = native.adamw if ops is None else ops.adamw
+    return make(groups, lr=config.lr, betas=config.betas, eps=config.eps, weight_decay=config.weight_decay)
