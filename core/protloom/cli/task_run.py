@@ -56,7 +56,9 @@ def configure(run: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--set", action="append", default=[], metavar="key=value", help="an option of the tasks")
     run.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    run.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the network (fp32)")
+    run.add_argument(
+        "--precision", default="auto", metavar="fp32|bf16|auto", help="of the network; auto: bf16 where it is fast"
+    )
     run.add_argument(
         "--out", metavar="DIR", help="keep every result here, and go on from what is there; or FILE.json, written last"
     )
@@ -214,7 +216,7 @@ def _variant(args: argparse.Namespace) -> str:
     words = [] if args.layer is None else [f"layer {args.layer}"]
     words += [] if args.long == "auto" else [args.long]
     words += [] if args.max_length == 1024 else [f"{args.max_length} residues"]
-    words += [] if args.precision == "fp32" else [args.precision]
+    words += [] if args.precision == "auto" else [args.precision]
     return ", ".join(words)
 
 
