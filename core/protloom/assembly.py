@@ -22,6 +22,7 @@ from protloom.distributed import World, wrap
 from protloom.errors import UserError, did_you_mean
 from protloom.evaluate import Validator
 from protloom.mixture import HostBatch, Member, Mixture
+from protloom.objective import Objective
 from protloom.ops import Ops
 from protloom.precision import compute_dtype
 from protloom.step import StepModule, leaves_parameters_out
@@ -101,7 +102,7 @@ class Assembly:
 
     def callbacks(self, run_dir: Path) -> list[Callback]:
         """Builds the callbacks that the run file names."""
-        return [c.component.load_factory()(c.config, run_dir) for c in self.resolved.callbacks]
+        return [c.component.build(c.config, run_dir) for c in self.resolved.callbacks]
 
 
 def _microbatch_tokens(settings: RunConfig) -> int | None:
@@ -208,7 +209,7 @@ def _wrapped(
 
 def make(chosen: Chosen) -> Any:
     """Builds a component that needs its options alone, such as a tokenizer."""
-    return chosen.component.load_factory()(chosen.config)
+    return chosen.component.build(chosen.config)
 
 
 def open_corpora(data: DataConfig, registry: Registry, world: World) -> tuple[list[Store], list[float]]:
@@ -238,7 +239,7 @@ def build_network(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops) -> nn.M
     build = BuildContext(
         tokenizer, ops, activation_checkpointing=trainer.activation_checkpointing, total_steps=trainer.steps
     )
-    model: nn.Module = chosen.component.load_factory()(chosen.config, build)
+    model: nn.Module = chosen.component.build(chosen.config, build, of=nn.Module)
     return model
 
 
@@ -247,8 +248,8 @@ def build_objectives(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops, mode
     trainer, network = resolved.settings.trainer, cast(Architecture, model)
     members = []
     for entry in resolved.objectives:
-        factory = entry.chosen.component.load_factory()
-        lacking = sorted(getattr(factory, "needs", frozenset()) - network.capabilities)
+        component = entry.chosen.component
+        lacking = sorted(getattr(component.load_factory(), "needs", frozenset()) - network.capabilities)
         if lacking:
             raise UserError(
                 f"objective {entry.alias!r} needs {', '.join(lacking)}, which architecture "
@@ -257,7 +258,7 @@ def build_objectives(resolved: ResolvedRun, tokenizer: Tokenizer, ops: Ops, mode
         if hasattr(nn.ModuleDict(), entry.alias):
             raise UserError(f"objective {entry.alias!r}: PyTorch keeps this name for itself; give another with 'alias'")
         context = BuildContext(tokenizer, ops, network, trainer.activation_checkpointing, trainer.steps)
-        members.append(Member(entry.alias, factory(entry.chosen.config, context), entry.mix))
+        members.append(Member(entry.alias, component.build(entry.chosen.config, context, of=Objective), entry.mix))
         _check_terms(members[-1])
     return members
 

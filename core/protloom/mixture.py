@@ -241,11 +241,11 @@ def _prepare_family(
     """Runs the first objective's corruption and lets the others build on it."""
     leader = family[0]
     corrupt = leader.objective.prepare_validation if validation else leader.objective.prepare
-    prepared = {leader.alias: corrupt(batch, streams[leader.alias])}
+    prepared = {leader.alias: _prepared(leader.alias, corrupt(batch, streams[leader.alias]))}
     for member in family[1:]:
         if member.alias in active:
             base = prepared[leader.alias]
-            shared = member.objective.prepare_shared(batch, base, streams[member.alias])
+            shared = _prepared(member.alias, member.objective.prepare_shared(batch, base, streams[member.alias]))
             if shared.inputs is not base.inputs and not _equal(shared.inputs, base.inputs):
                 raise UserError(
                     f"objective {member.alias!r} must keep the inputs of {leader.alias!r}, whose corruption it shares; "
@@ -253,6 +253,14 @@ def _prepare_family(
                 )
             prepared[member.alias] = shared
     return prepared
+
+
+def _prepared(alias: str, made: Any) -> Prepared:
+    if not isinstance(made, Prepared):
+        raise UserError(
+            f"objective {alias!r} prepared a {type(made).__name__}, not a protloom.contracts.Prepared; tell its author"
+        )
+    return made
 
 
 def _equal(one: Packed, other: Packed) -> bool:

@@ -81,6 +81,31 @@ class Component:
             raise UserError(f"{self.label}: its factory {self.spec.factory!r} cannot be called; tell its author")
         return factory
 
+    def build(self, *arguments: Any, of: type | None = None) -> Any:
+        """Calls the factory and returns what it made.
+
+        Args:
+            arguments: of the factory.
+            of: the class, or protocol, that this must be an instance of.
+
+        Raises:
+            UserError: the factory cannot be imported; or a third party's failed, or made something else. What fails in
+                protloom's own components is a mistake of protloom, and comes through as it is.
+        """
+        factory = self.load_factory()
+        try:
+            made = factory(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            if self.builtin:
+                raise
+            raise UserError(f"{self.label}: its factory failed: {one_line(error)}; --debug shows where") from error
+        if of is not None and not isinstance(made, of):
+            found, wanted = (name if name == "None" else a_or_an(name) for name in (_type_of(made), of.__name__))
+            raise UserError(f"{self.label}: its factory returned {found}, not {wanted}; tell its author")
+        return made
+
     def load_config(self) -> type[BaseModel] | None:
         """Imports the pydantic model of the options, None if there are none; raises UserError as load_factory."""
         if self.spec.config is None:
@@ -163,6 +188,15 @@ def one_line(error: BaseException) -> str:
     """Returns ``Type: message`` of an exception, its first line only."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+
+
+def a_or_an(name: str) -> str:
+    """Returns a name with its article."""
+    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+
+
+def _type_of(value: object) -> str:
+    return "None" if value is None else type(value).__name__
 
 
 def find_plugins(entry_points: Iterable[metadata.EntryPoint] | None, disabled: Collection[str]) -> list[PluginInfo]:

@@ -126,15 +126,14 @@ def _build(architecture: str, name: str, options: Sequence[str], registry: Regis
     overrides = [f"objective.{option}" for option in options]
     base = {"architecture": architecture, "objective": {"name": name}}
     resolved = config.load(None, overrides, registry, base=base)
-    tokenizer = resolved.tokenizer.component.load_factory()(resolved.tokenizer.config)
+    tokenizer = resolved.tokenizer.component.build(resolved.tokenizer.config)
     ops = kernels.choose("auto", registry, torch.device("cpu"), torch.float32)
-    model = resolved.architecture.component.load_factory()(resolved.architecture.config, BuildContext(tokenizer, ops))
+    model = resolved.architecture.component.build(resolved.architecture.config, BuildContext(tokenizer, ops))
     chosen = resolved.objectives[0].chosen
-    factory = chosen.component.load_factory()
-    lacking = sorted(getattr(factory, "needs", frozenset()) - model.capabilities)
+    lacking = sorted(getattr(chosen.component.load_factory(), "needs", frozenset()) - model.capabilities)
     if lacking:
         raise UserError(f"objective {name!r} needs {', '.join(lacking)}, which {architecture} cannot do")
-    return tokenizer, factory(chosen.config, BuildContext(tokenizer, ops, model))
+    return tokenizer, chosen.component.build(chosen.config, BuildContext(tokenizer, ops, model))
 
 
 def _rows(objective: Any, tokenizer: Tokenizer, text: str, index: int, seed: int, epoch: int) -> Rows:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protloom.contracts import Architecture, Encoded, Metric, Offsets, PassRequest, StepContext
+from protloom.contracts import Architecture, Encoded, Losses, Metric, Offsets, PassRequest, StepContext
 from protloom.errors import UserError
 from protloom.rng import CounterRNG
 
@@ -163,7 +163,7 @@ class StepModule(nn.Module):
                 for alias in (a for a in self._terms if a in share.arrays):
                     objective = cast(Any, self.objectives[alias])
                     losses = objective.loss(model, passes, share.arrays[alias], ctx)
-                    _check_totals(alias, self._terms[alias], losses.totals)
+                    _check_losses(alias, self._terms[alias], losses)
                     for term, total in losses.totals.items():
                         key = (alias, term)
                         # a divisor of 0 means that no rank has an item: the total is 0, but keeps the graph whole
@@ -184,8 +184,13 @@ class StepModule(nn.Module):
         return found
 
 
-def _check_totals(alias: str, declared: Sequence[str], totals: Mapping[str, Tensor]) -> None:
-    """Raises UserError if an objective returned other terms than it declares, or no scalars."""
+def _check_losses(alias: str, declared: Sequence[str], losses: Any) -> None:
+    """Raises UserError if an objective returned no Losses, other terms than it declares, or no scalars."""
+    if not isinstance(losses, Losses):
+        raise UserError(
+            f"objective {alias!r} returned a {type(losses).__name__}, not protloom.contracts.Losses; tell its author"
+        )
+    totals = losses.totals
     for term, total in totals.items():
         if term not in declared:
             raise UserError(

@@ -228,10 +228,10 @@ def load_pretrained(
 
     stored = read(source, registry)
     device = torch.device(device)
-    tokenizer: Tokenizer = stored.tokenizer.load_factory()(stored.tokenizer_config)
+    tokenizer: Tokenizer = stored.tokenizer.build(stored.tokenizer_config)
     ops = choose(kernels, registry, device, dtype)
     with torch.random.fork_rng(devices=[]):  # the random weights that are replaced at once must not move anybody's seed
-        model: nn.Module = stored.architecture.load_factory()(stored.config, BuildContext(tokenizer, ops))
+        model: nn.Module = stored.architecture.build(stored.config, BuildContext(tokenizer, ops), of=nn.Module)
     _load_state(model, stored)
     return Pretrained(model.to(device=device, dtype=dtype).eval(), tokenizer, stored, fingerprint(stored.state))
 
@@ -256,7 +256,7 @@ def load_into(
         raise UserError(
             f"init: {stored.source} holds {stored.architecture.name!r}, but the run trains {chosen.component.name!r}"
         )
-    theirs: Tokenizer = stored.tokenizer.load_factory()(stored.tokenizer_config)
+    theirs: Tokenizer = stored.tokenizer.build(stored.tokenizer_config)
     if tuple(theirs.vocab) != tuple(tokenizer.vocab):
         raise UserError(
             f"init: {stored.source} was trained with the vocabulary of tokenizer {theirs.name!r}"
