@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from protloom.contracts import Offsets
-from protloom_plugins.kernels import cpu
+from protloom_plugins.kernels import cpu, cpu_attention
 from protloom_plugins.kernels.reference import ReferenceBackend, torch_groups, visible
 from protloom_plugins.optimizers.lamb_steps import Lamb
 
@@ -179,7 +179,9 @@ def attention(
         nothing = k.sum() + v.sum() if bias is None else k.sum() + v.sum() + bias.sum()
         return q * 0 + nothing * 0
     if q.device.type == "cpu":
-        return cpu.attention(q, k, v, cu_q, cu_k, scale=scale, causal=causal, window=window, bias=bias)
+        # measured: in bf16 exponentials win, in fp32 SDPA or plain operations
+        form = cpu_attention.attention if q.dtype == torch.bfloat16 else cpu.attention
+        return form(q, k, v, cu_q, cu_k, scale=scale, causal=causal, window=window, bias=bias)
     if varlen_refusal(q, cu_q, cu_k, scale=scale, causal=causal, window=window, bias=bias) is None:
         return _varlen_attention(q, k, v, cu_q, cu_k, scale=scale, causal=causal, window=window)
     return _padded_attention(q, k, v, cu_q, cu_k, scale=scale, causal=causal, window=window, bias=bias)
