@@ -39,5 +39,5 @@ def choose(choice: str | Mapping[str, str], registry: Registry, device: torch.de
 
 def _build(component: Component) -> ops.Backend:
     model = component.load_config()
-    backend: ops.Backend = component.load_factory()(None if model is None else model())
+    backend: ops.Backend = component.build(None if model is None else model())
     return backend

@@ -244,8 +244,8 @@ def test_the_kit_finds_a_planted_mistake(promise: str) -> None:
     [
         (ReturnsANumber, "loss() returned a Tensor, not Losses"),
         (WrongTerms, "terms['loss'] is a float, not a Term"),
-        (Raises, "RuntimeError: no such file"),
-        (not_an_objective, "The factory returned a Linear"),
+        (Raises, "its factory failed: RuntimeError: no such file"),
+        (not_an_objective, "its factory returned a Linear, not an Objective"),
     ],
 )
 def test_a_component_that_is_no_such_thing(factory: Any, says: str) -> None:

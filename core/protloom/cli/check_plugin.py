@@ -77,7 +77,7 @@ def _checked(component: Component, args: argparse.Namespace, registry: Registry)
 
     if not args.json:
         print(f"\n{component.label}")
-    records = []
+    records: list[dict[str, Any]] = []
     for check in conformance(
         component.kind, component.full_name, options=_options(args.set, component), registry=registry, **_extra(args)
     ):
@@ -98,7 +98,8 @@ def _checked(component: Component, args: argparse.Namespace, registry: Registry)
             }
         )
         if not args.json:
-            print(f"  {'ok    ' if found is None else 'BROKEN'} {check}{'' if found is None else f': {found}'}")
+            again = found in [record["found"] for record in records[:-1]]  # what cannot be built fails every check
+            print(f"  ok     {check}" if found is None else f"  BROKEN {check}: {'as above' if again else found}")
     return records
 
 
@@ -111,6 +112,8 @@ def _options(settings: list[str], component: Component) -> dict[str, Any]:
     """Returns the options of a component; each goes to those that have it."""
     from protloom.config_source import split_override
 
+    if not settings:
+        return {}
     model = component.load_config()
     fields = set() if model is None else set(model.model_fields)
     options: dict[str, Any] = {}

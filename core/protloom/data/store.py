@@ -198,7 +198,7 @@ def uri_records(uri: str, registry: Registry) -> tuple[Iterable[Record], dict[st
     """
     chosen = _reader(uri, registry)
     component = chosen.component
-    records: Iterable[Record] = component.load_factory()(chosen.config, uri)
+    records: Iterable[Record] = component.build(chosen.config, uri, of=Iterable)
     simulated = isinstance(component.spec, CorpusSpec) and component.spec.simulated
     origin = {"name": uri, "component": component.full_name, "version": component.version, "simulated": simulated}
     return records, origin

@@ -79,7 +79,7 @@ class Check:
         except Violation as violation:
             raise Violation(f"{label} breaks a promise. {self.promise} {violation}") from None
         except UserError as error:
-            raise Violation(f"{label}: {error}") from error
+            raise Violation(f"{label}: {str(error).removeprefix(f'{label}: ')}") from error
         except Exception as error:
             raise Violation(f"{label} failed while this was checked: {self.promise} {one_line(error)}") from error
 

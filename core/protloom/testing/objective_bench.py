@@ -64,16 +64,18 @@ class Bench:
 
     def _choose(self) -> tuple[str, ResolvedRun]:
         """Returns the first architecture that the objective can be built on."""
-        reasons: list[str] = []
+        reasons: dict[str, list[str]] = {}
         for architecture in small_sizes(self._request.registry, self._request.extra.get("architecture")):
             try:
                 resolved = self._resolve(architecture)
                 self._build(resolved, SEED)
             except UserError as error:
-                reasons.append(f"{architecture}: {error}")
+                reason = str(error).removeprefix(f"{self._request.component.label}: ")
+                reasons.setdefault(reason, []).append(architecture)
             else:
                 return architecture, resolved
-        raise UserError(f"it cannot be built on any architecture ({'; '.join(reasons)})")
+        told = "; ".join(f"{', '.join(architectures)}: {reason}" for reason, architectures in reasons.items())
+        raise UserError(f"it cannot be built on any architecture ({told})")
 
     def _resolve(self, architecture: str, *others: str) -> ResolvedRun:
         from protloom import config
