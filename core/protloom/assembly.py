@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from protloom import compiling, kernels, schedules, training_state, weights
+from protloom import allocator, compiling, kernels, schedules, training_state, weights
 from protloom.contracts import Architecture, BuildContext, Callback, Tokenizer
 from protloom.data.batches import BatchMaker
 from protloom.data.sampler import Sampler, ValidationSet
@@ -21,6 +21,7 @@ from protloom.data.store import Store, open_corpus
 from protloom.distributed import World, wrap
 from protloom.errors import UserError, did_you_mean
 from protloom.evaluate import Validator
+from protloom.metrics import say
 from protloom.mixture import HostBatch, Member, Mixture
 from protloom.objective import Objective
 from protloom.ops import Ops
@@ -126,6 +127,8 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
         UserError: if parts do not fit together, or data or weights cannot be read.
     """
     settings = resolved.settings
+    if settings.trainer.keep_freed_memory and world.device.type == "cpu" and (why := allocator.keep_freed_memory()):
+        say(f"note     trainer.keep_freed_memory: {why}; memory is freed as usual")
     schedules.check(settings.schedule, settings.trainer.steps)
     precision = compute_dtype(settings.trainer.precision, world.device)
     ops = kernels.choose(settings.kernels, registry, world.device, precision or torch.float32)

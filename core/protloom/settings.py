@@ -83,6 +83,9 @@ class TrainerConfig(Section):
     clip_norm: float | None = Field(default=1.0, gt=0, description="Largest gradient norm; null: no clipping")
     activation_checkpointing: bool = Field(default=False, description="Recompute blocks to save memory")
     compile: bool = Field(default=False, description="torch.compile of the network's blocks")
+    keep_freed_memory: bool = Field(
+        default=False, description="On CPU: freed memory stays with the process, which saves page faults"
+    )
     parallel: Literal["none", "ddp", "fsdp2"] = Field(default="none", description="Under torchrun: ddp or fsdp2")
     log_every: int = Field(default=10, ge=1, description="Steps between lines of metrics.jsonl")
     validate_every: int | None = Field(
