@@ -57,6 +57,8 @@ class ArchitectureSpec(Spec):
             (a name, or a mapping with ``name`` and options).
         size_defaults: for single sizes, what differs from ``defaults``.
         weights: a :class:`protloom.contracts.WeightAdapter` that reads and writes other programs' formats, or None.
+        peers: other programs that train the same network, for ``protloom bench --against NAME``: name -> a function
+            without arguments that returns a :class:`protloom.contracts.Peer`. They read what ``weights`` writes.
     """
 
     kind: ClassVar[str] = "architecture"
@@ -64,6 +66,7 @@ class ArchitectureSpec(Spec):
     defaults: Mapping[str, Any] = field(default_factory=dict)
     size_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     weights: Ref | None = None
+    peers: Mapping[str, Ref] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

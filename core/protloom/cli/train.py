@@ -14,16 +14,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments."""
-    parser.add_argument("run_file", nargs="?", metavar="RUN.yaml", help="run file, or recipe:NAME")
-    parser.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="options, e.g. trainer.steps=300; 'protloom show run' lists them",
-    )
-    parser.add_argument("--data", metavar="FILE", help="corpus: FASTA, CSV, Parquet, a store, or demo:")
-    parser.add_argument("--arch", metavar="NAME[:SIZE]", help="architecture, e.g. esm2:8M")
-    parser.add_argument("--init", metavar="WEIGHTS", help="start from a run, a folder, a file or a hub id")
+    run_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder (new)")
     parser.add_argument(
         "--profile", action="store_true", help="write a PyTorch trace of a few steps, and where their time went"
@@ -38,16 +29,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what names a run."""
+    parser.add_argument("run_file", nargs="?", metavar="RUN.yaml", help="run file, or recipe:NAME")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="options, e.g. trainer.steps=300; 'protloom show run' lists them",
+    )
+    parser.add_argument("--data", metavar="FILE", help="corpus: FASTA, CSV, Parquet, a store, or demo:")
+    parser.add_argument("--arch", metavar="NAME[:SIZE]", help="architecture, e.g. esm2:8M")
+    parser.add_argument("--init", metavar="WEIGHTS", help="start from a run, a folder, a file or a hub id")
+
+
 def run(args: argparse.Namespace) -> int:
     """Trains, and returns 0 when the run ended as it should."""
-    from protloom import config, run_folder
+    from protloom import run_folder
     from protloom.budget import Amount
 
     pause = Amount.parse(args.pause_at) if args.pause_at else None
     known = registry(args)
-    path, overrides = _split(args)
+    resolved = resolve(args, known)
+    run_folder.stated(resolved)
+    from protloom import launch  # PyTorch takes seconds: not before a mistake is told
+
+    return report(launch.start(resolved, known, pause=pause, profile=args.profile))
+
+
+def resolve(args: argparse.Namespace, known: Registry) -> ResolvedRun:
+    """Returns the run that a command line names; its corpora are there."""
+    from protloom import config
+
+    path, overrides = run_file_and_overrides(args)
     base: dict[str, Any] = {}
-    flags = {"data.corpus": args.data, "architecture": args.arch, "init": args.init, "out": args.out}
+    flags = {"data.corpus": args.data, "architecture": args.arch, "init": args.init, "out": getattr(args, "out", None)}
     stated = [(key, value) for key, value in flags.items() if value is not None]
     if args.init is not None and args.arch is None:
         from protloom import weights
@@ -56,11 +72,8 @@ def run(args: argparse.Namespace) -> int:
     resolved = config.load(path, [*stated, *overrides], known, base=base)
     for warning in resolved.warnings:
         warn(warning)
-    run_folder.stated(resolved)
     _refuse_missing(resolved, known)
-    from protloom import launch  # PyTorch takes seconds: not before a mistake is told
-
-    return report(launch.start(resolved, known, pause=pause, profile=args.profile))
+    return resolved
 
 
 def _refuse_missing(resolved: ResolvedRun, known: Registry) -> None:
@@ -72,7 +85,7 @@ def _refuse_missing(resolved: ResolvedRun, known: Registry) -> None:
         refuse_missing(path, known)
 
 
-def _split(args: argparse.Namespace) -> tuple[str | None, list[str]]:
+def run_file_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[str]]:
     """Tells the run file from the first override, since both are plain words."""
     overrides = list(args.overrides)
     if args.run_file is None:

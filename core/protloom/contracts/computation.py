@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from protloom.contracts.preparation import Tokenizer
     from protloom.ops import Ops
@@ -233,4 +233,38 @@ class WeightAdapter(Protocol):
 
         Raises:
             protloom.errors.UserError: if the other program cannot express these options.
+        """
+
+
+class Peer(Protocol):
+    """Another program that trains an architecture's network, to be measured beside protloom.
+
+    ``protloom bench`` does the rest, alike for all: it pads the sequences whose corruption an objective made, in the
+    order drawn or sorted by length, and steps AdamW. Making a peer must not import the program: ``unavailable`` is
+    asked first.
+
+    Attributes:
+        attentions: names of its ways to compute attention, its own default first.
+    """
+
+    attentions: Sequence[str]
+
+    def unavailable(self) -> str | None:
+        """Returns None if the program can be used here, else why not and what to do, in one line."""
+
+    def version(self) -> str:
+        """Returns the version of the program."""
+
+    def load(self, folder: Path, attention: str) -> nn.Module:
+        """Loads the network from what the architecture's weight adapter wrote, in training mode and without dropout."""
+
+    def loss(self, model: nn.Module, inputs: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Returns the mean of −log p over the labels of a padded batch, in nats.
+
+        Args:
+            model: what ``load`` returned.
+            inputs: ``[n, L]`` int64: what the encoder reads, padded with the tokenizer's ``pad_id``.
+            mask: ``[n, L]`` int64: 1 at tokens, 0 at padding.
+            labels: −100 at what is not scored. Without a decoder ``[n, L]``, the symbols that belong where they stand;
+                with one ``[n, M]``, all that it writes.
         """

@@ -147,6 +147,27 @@ class Difference:
     seeds: tuple[float, ...] = ()
 
 
+@dataclass(frozen=True)
+class Bar:
+    """One row of a chart of quantities.
+
+    Attributes:
+        label: whose it is.
+        value: at least 0.
+        low: lower end of its spread.
+        high: upper end.
+        text: behind the bar.
+        colour: number of its colour.
+    """
+
+    label: str
+    value: float
+    low: float
+    high: float
+    text: str
+    colour: int = 0
+
+
 def missing() -> list[str]:
     """Returns which of the packages that a page needs are not installed."""
     return [name for name in NEEDED if find_spec(name) is None]
@@ -285,6 +306,37 @@ def _draw_difference(axes: Axes, at: float, row: Difference) -> None:
     axes.annotate(
         f"{row.value:+.4f} {interval} {row.verdict}", (1.02, at), xycoords=("axes fraction", "data"), va="center"
     )
+
+
+# -------------------------------------------------------------------------------------------------------------- bars
+
+
+def bars(rows: Sequence[Bar], x_label: str) -> str:
+    """Draws a bar for each quantity, from zero, with its spread and a text behind it; returns SVG.
+
+    Args:
+        rows: from top to bottom.
+        x_label: with the unit.
+    """
+    return _svg((9.6, 0.95 + 0.42 * len(rows)), lambda figure: _draw_bars(figure, rows, x_label))
+
+
+def _draw_bars(figure: Figure, rows: Sequence[Bar], x_label: str) -> None:
+    axes = figure.add_subplot()
+    for at, row in enumerate(rows):
+        colour = COLOURS[row.colour % len(COLOURS)]
+        axes.barh(-at, row.value, height=0.6, color=colour, alpha=0.35, linewidth=0)
+        axes.plot([row.low, row.high], [-at, -at], color=colour, linewidth=2.2)
+        for end in (row.low, row.high):
+            axes.plot([end, end], [-at - 0.13, -at + 0.13], color=colour, linewidth=1.2)
+        axes.annotate(row.text, (1.02, -at), xycoords=("axes fraction", "data"), va="center")
+    axes.set_yticks([-at for at in range(len(rows))], [_cut(row.label) for row in rows])
+    axes.set_ylim(-len(rows) + 0.4, 0.6)
+    axes.set_xlim(0.0, 1.05 * max((max(row.value, row.high) for row in rows), default=1.0))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
 
 
 # --------------------------------------------------------------------------------------------------------------- SVG

@@ -66,6 +66,7 @@ def protloom_architectures() -> list[ArchitectureSpec]:
             },
             defaults={"tokenizer": "esm", "objective": "mlm", "optimizer": "adamw"},
             weights="protloom_plugins.architectures.esm2_weights:Esm2Weights",
+            peers={"transformers": "protloom_plugins.architectures.transformers_peer:esm2"},
         ),
         ArchitectureSpec(
             name="ankh",
@@ -85,5 +86,6 @@ def protloom_architectures() -> list[ArchitectureSpec]:
             defaults={"tokenizer": "ankh3", "objective": "denoise", "optimizer": "adamw"},
             size_defaults={"base": {"tokenizer": "ankh"}, "large": {"tokenizer": "ankh"}},
             weights="protloom_plugins.architectures.ankh_weights:AnkhWeights",
+            peers={"transformers": "protloom_plugins.architectures.transformers_peer:ankh"},
         ),
     ]

@@ -1,0 +1,1 @@
+"""Throughput of training, measured so that it can be believed: variants in turns, medians, paired ratios."""
