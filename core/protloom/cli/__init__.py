@@ -42,6 +42,8 @@ COMMANDS = {
     "embed": Command("write the features that a model gives to sequences", "protloom.cli.embed"),
     "complete": Command("write the rest of sequences whose beginning is given", "protloom.cli.complete"),
     "score": Command("tell how likely a model holds sequences, residue by residue", "protloom.cli.score"),
+    "plan": Command("tell what a run will take before it is started", "protloom.cli.plan"),
+    "bench": Command("measure how fast variants of a training run are", "protloom.cli.bench"),
     "data": Command("prepare, inspect and simulate corpora", "protloom.cli.data"),
     "preview": Command("print what an objective makes of a sequence", "protloom.cli.preview"),
     "plugins": Command("list plugins and their components, and explain failures", "protloom.cli.plugins"),
