@@ -118,13 +118,17 @@ class Registry:
         choices = {c.name for c in self.components(kind)}
         if "/" in name:
             choices = {c.full_name for c in self.components(kind)}
-        message = f"no {kind} {name!r}.{did_you_mean(name, choices)}"
+        return UserError(f"no {kind} {name!r}.{did_you_mean(name, choices)} {self.absent()}".rstrip())
+
+    def absent(self) -> str:
+        """Says which plugins are broken or blocked and may have offered a name; empty where all of them work."""
+        told = []
         for state in ("broken", "blocked"):
             plugins = [p for p in self.plugins if p.state == state]
             if plugins:
                 causes = "; ".join(f"{p.full_name} ({p.error})" if state == "broken" else p.full_name for p in plugins)
-                message += f" {state.capitalize()} plugins that may have offered it: {causes}."
-        return UserError(message)
+                told.append(f"{state.capitalize()} plugins that may have offered it: {causes}.")
+        return " ".join(told)
 
     def _check_not_ours(self, kind: str, name: str, found: Component) -> None:
         """Refuses a third party's component under a bare name that may be ours, if one of our plugins is broken."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom import __version__, provenance, run_corpus, task_suite
+from protloom import __version__, provenance, run_corpus, task_faults, task_suite
 from protloom.errors import UserError, did_you_mean
 from protloom.plugin_loader import one_line
 from protloom.scoring import Difference, paired_difference
@@ -146,12 +146,12 @@ def build(choice: Choice, registry: Registry, data_dir: str | None) -> Built:
     """Builds a task and makes sure that it can run.
 
     Raises:
-        UserError: it does not take its options, or its data are missing.
+        UserError: it does not take its options, its data are missing, or there is a bug in it.
     """
     task, options = task_suite.build_with_options(choice.component, registry, data_dir=data_dir, options=choice.options)
-    task.check()
-    card = task.card()
     component = registry.resolve("task", choice.component)
+    task_faults.asked(component, task.check)
+    card = task_faults.card(component, task)
     folders = [Path(folder) for folder in (data_dir, os.environ.get(DATA)) if folder]
     if choice.file is not None:
         folders.insert(0, choice.file.parent)
@@ -164,7 +164,7 @@ def build(choice: Choice, registry: Registry, data_dir: str | None) -> Built:
         name=choice.name,
         task=task,
         card=card,
-        component=f"{component.full_name} {component.version}",
+        component=task_faults.title(component),
         options=options,
         split=split if isinstance(split, str) else None,
         files=found,
@@ -210,7 +210,7 @@ def run(built: Built, request: Request) -> Report:
     except Exception as error:  # a bug in one task must not cost the others
         if request.debug:
             traceback.print_exc()
-        told = f"{one_line(error)} (a bug in {built.component}; --debug shows where)"
+        told = task_faults.bug(one_line(error), built.component)
         return Report(built.name, built.card, entries, told, built.split)
     return Report(built.name, built.card, entries, split=built.split)
 
@@ -229,6 +229,7 @@ def _entry(built: Built, role: str, subject: Subject, request: Request) -> Entry
     before = Counter(getattr(subject, "counts", {}))
     start = time.perf_counter()
     result = built.task.run(subject, seed=request.seed, limit=request.limit)
+    task_faults.check_result(result, built.component)
     if role == "model" and request.corpus is not None:
         result = run_corpus.mark(result, built.task, request.corpus)
     entry = Entry(

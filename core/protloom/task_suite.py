@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from protloom import config
+from protloom import config, task_faults
 from protloom.config_errors import explain
 from protloom.config_source import named, parse, shipped
 from protloom.errors import UserError, did_you_mean
@@ -62,7 +62,8 @@ class Selection:
 
     Attributes:
         choices: the tasks, each once.
-        unable: names within suites that mean no task here, with the reason.
+        unable: names that mean no task here, with the reason: those within suites, and others where a plugin is broken
+            that may have offered them.
     """
 
     choices: Sequence[Choice]
@@ -122,7 +123,8 @@ def select(
         full: lift the caps (see :class:`protloom.specs.TaskSpec`), those of suites too.
 
     Raises:
-        UserError: a name means nothing, an option belongs to no task, or two suites disagree about a task.
+        UserError: a name means nothing and no plugin is broken, an option belongs to no task, or two suites disagree
+            about a task.
     """
     known = names(registry)
     found: dict[str, Choice] = {}
@@ -134,10 +136,13 @@ def select(
         elif (choice := _of_file(name, registry)) is not None:
             choices = [choice]
         else:
-            choices = [Choice(task, task) for task in expand([name], known)]
+            choices, reason = _of_name(name, registry, known)
+            unable.update({} if reason is None else {name: reason})
         for choice in choices:
             _add(found, choice)
-    options = options_of(settings, {choice.name: choice.component for choice in found.values()}, registry)
+    _remove_broken(found, unable, registry)
+    components = {choice.name: choice.component for choice in found.values()}
+    options = options_of(settings, components, registry) if found else {}
     chosen = []
     for choice in found.values():
         model = registry.resolve("task", choice.component).load_config()
@@ -148,6 +153,26 @@ def select(
         scored = {"split": split} if split is not None and "split" in fields else {}
         chosen.append(replace(choice, options={**choice.options, **lifted, **scored, **options[choice.name]}))
     return Selection(chosen, unable)
+
+
+def _remove_broken(found: dict[str, Choice], unable: dict[str, str], registry: Registry) -> None:
+    """Moves tasks whose code cannot be imported to those that are unable."""
+    for name, choice in list(found.items()):
+        try:
+            option_names(choice.component, registry)
+        except UserError as error:
+            del found[name]
+            unable[name] = str(error)
+
+
+def _of_name(name: str, registry: Registry, known: Sequence[str]) -> tuple[list[Choice], str | None]:
+    """Returns the tasks of a name, or why it means none: it may be of a plugin that is broken, and no mistake."""
+    try:
+        return [Choice(task, task) for task in expand([name], known)], None
+    except UserError as error:
+        if not any(plugin.state == "broken" for plugin in registry.plugins):
+            raise
+        return [], f"{error} {registry.absent()}"
 
 
 def _add(found: dict[str, Choice], choice: Choice) -> None:
@@ -238,10 +263,11 @@ def _of_suite(
             try:
                 choices = [Choice(task, task, suite=title) for task in expand([name], known)]
             except UserError as error:
-                unable[name] = f"{title}: {error}"
+                unable[name] = f"{title}: {error} {registry.absent()}".rstrip()
                 continue
         for choice in choices:
             found.setdefault(choice.name, replace(choice, suite=title))
+    _remove_broken(found, unable, registry)
     fields = {choice.name: option_names(choice.component, registry) for choice in found.values()}
     if found:
         for key in suite.options:
@@ -329,7 +355,8 @@ def build_with_options(
     given = dict(component.spec.options) if isinstance(component.spec, TaskSpec) else {}
     if data_dir is not None and "data_dir" in fields:
         given["data_dir"] = data_dir
-    chosen = config.choose("task", name, {**given, **(options or {})}, registry)
-    task: Task = component.load_factory()(chosen.config)
+    every = {**given, **(options or {})}
+    chosen = task_faults.asked(component, lambda: config.choose("task", name, every, registry))
+    task = task_faults.made(component, chosen.config)
     stated = {} if chosen.config is None else chosen.config.model_dump(mode="json", exclude={"data_dir"})
     return task, stated

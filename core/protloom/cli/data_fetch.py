@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _wanted(names: Sequence[str], registry: Registry) -> _Wanted:
-    from protloom import task_suite
+    from protloom import task_faults, task_suite
     from protloom.contracts import HasDownloads
 
     found = _Wanted()
@@ -95,7 +95,8 @@ def _wanted(names: Sequence[str], registry: Registry) -> _Wanted:
             task = task_suite.build(choice.component, registry, options=choice.options)
             if not isinstance(task, HasDownloads):
                 raise UserError("tells of no files; 'protloom task show' may say where its data come from")
-            for file in task.downloads():
+            component = registry.resolve("task", choice.component)
+            for file in task_faults.asked(component, task.downloads):
                 found.files.setdefault(file.path, file)
                 found.tasks.setdefault(file.path, []).append(choice.name)
         except UserError as error:

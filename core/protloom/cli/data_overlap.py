@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ class _Told:
 
 def _tasks(wanted: Sequence[str] | None, args: argparse.Namespace, registry: Registry) -> _Told:
     """Builds the tasks that names mean; without names, every real one whose data are there."""
-    from protloom import task_suite
+    from protloom import task_faults, task_suite
     from protloom.contracts import HasSequences
 
     found = _Told()
@@ -98,12 +99,13 @@ def _tasks(wanted: Sequence[str] | None, args: argparse.Namespace, registry: Reg
     for choice in selection.choices:
         try:
             task = task_suite.build(choice.component, registry, data_dir=args.data_dir, options=choice.options)
-            if wanted is None and task.card().get("simulated"):
+            component = registry.resolve("task", choice.component)
+            if wanted is None and task_faults.card(component, task).get("simulated"):
                 continue  # a corpus of simulated proteins is compared with them on request
-            task.check()
+            task_faults.asked(component, task.check)
             if not isinstance(task, HasSequences):
                 raise UserError("does not tell its sequences, so it cannot be compared")
-            found.tested[choice.name] = list(task.sequences("test"))
+            found.tested[choice.name] = list(task_faults.asked(component, partial(task.sequences, "test")))
             found.tasks[choice.name] = task
         except UserError as error:
             if wanted is None:

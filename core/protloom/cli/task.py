@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def _list(args: argparse.Namespace, registry: Registry) -> int:
         spec = registry.resolve("task", name).spec
         record: dict[str, Any] = {"name": name, "summary": spec.summary, "tags": list(getattr(spec, "tags", ()))}
         try:
-            card = task_suite.build(name, registry, data_dir=args.data_dir).card()
+            card = _card(name, {}, args, registry)
             record |= {"metric": card.get("metric"), "simulated": card.get("simulated"), "data": _status(card)}
         except UserError as error:  # one broken task must not hide the others
             record |= {"metric": None, "simulated": None, "data": f"broken: {error}"}
@@ -86,22 +87,34 @@ def _show(args: argparse.Namespace, registry: Registry) -> int:
     from protloom import task_suite
 
     chosen = task_suite.select([args.name], registry)
-    for reason in chosen.unable.values():
-        common.warn(reason)
-    cards = {
-        choice.name: dict(
-            task_suite.build(choice.component, registry, data_dir=args.data_dir, options=choice.options).card()
-        )
-        for choice in chosen.choices
-    }
+    failed = dict(chosen.unable)
+    cards: dict[str, dict[str, Any]] = {}
+    for choice in chosen.choices:
+        try:
+            cards[choice.name] = dict(_card(choice.component, choice.options, args, registry))
+        except UserError as error:
+            failed[choice.name] = str(error)
+    for name, reason in failed.items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    code = 1 if failed else 0
     if args.json:
         common.print_json(cards)
-        return 0
+        return code
     for at, (name, card) in enumerate(cards.items()):
         print(f"{'' if at == 0 else chr(10)}{name}")
         for key, value in card.items():
             _print_field(key, value, 2)
-    return 0
+    return code
+
+
+def _card(
+    component: str, options: Mapping[str, Any], args: argparse.Namespace, registry: Registry
+) -> Mapping[str, Any]:
+    """Returns the card of a task; raises UserError where the task is broken."""
+    from protloom import task_faults, task_suite
+
+    task = task_suite.build(component, registry, data_dir=args.data_dir, options=options)
+    return task_faults.card(registry.resolve("task", component), task)
 
 
 def _print_field(key: str, value: Any, indent: int) -> None:

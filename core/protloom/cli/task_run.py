@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,11 +155,9 @@ def _build(chosen: Selection, args: argparse.Namespace, registry: Registry) -> t
         try:
             built.append(task_run.build(choice, registry, args.data_dir))
         except UserError as error:
+            if args.debug and error.__cause__ is not None:
+                traceback.print_exception(error)
             reasons.setdefault(str(error), []).append(choice.name)
-        except Exception as error:  # a broken plugin must not stop the other tasks
-            if args.debug:
-                raise
-            reasons.setdefault(f"{type(error).__name__}: {error} (--debug shows where)", []).append(choice.name)
     for reason, concerned in reasons.items():
         print(f"error: {', '.join(concerned)}: {reason}", file=sys.stderr)
     unable = [task_run.Report(name, {}, error=reason) for reason, concerned in reasons.items() for name in concerned]
