@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from protloom.contracts import Offsets
-from protloom_plugins.architectures.gated_layers import Projection
+from protloom_plugins.architectures.gated_layers import Projection, computed_type
 from protloom_plugins.kernels.reference import bias_matrix
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class Attention(nn.Module):
         self, x: Tensor, source: Tensor, cu: Offsets, source_cu: Offsets, *, bias: Tensor | None, causal: bool
     ) -> Tensor:
         """Maps ``[T, D]`` to ``[T, D]``, reading keys and values from ``source`` ``[S, D]``."""
-        q, k, v = self.split(self.q(x)), self.split(self.k(source)), self.split(self.v(source))
+        read = computed_type(source)
+        q = self.split(self.q(read if source is x else x))
+        k, v = self.split(self.k(read)), self.split(self.v(read))
         mixed = self.ops.attention(q, k, v, cu, source_cu, scale=1.0, causal=causal, bias=bias)
         out: Tensor = self.out(mixed.flatten(-2))
         return out

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from protloom.ops import Ops
 
 
+def computed_type(x: Tensor) -> Tensor:
+    """Casts to autocast's type, once for several matrices that read the same input; as it is without autocast."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class RMSNorm(nn.Module):
     """An RMS norm whose arithmetic comes from the run's kernels, left uninitialised."""
 
@@ -54,7 +60,7 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[..., D]`` to ``[..., D]``."""
         weights = self.gate.weight, self.up.weight, self.down.weight
-        return self.ops.gated_mlp(x, *weights, activation=self.activation)
+        return self.ops.gated_mlp(computed_type(x), *weights, activation=self.activation)
 
 
 class RotaryBlock(nn.Module):
