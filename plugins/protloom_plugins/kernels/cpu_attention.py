@@ -28,8 +28,8 @@ STEP = 32
 """Lengths are rounded up to multiples of this; rows of 32 bf16 numbers are whole cache lines."""
 GROUPED_SCORES = 1 << 20
 """Scores of one product at most, unless a single sequence has more: they should stay in the processor's cache."""
-MODERATE = 1e15
-"""Row sums of exponentials between 1/this and this need no shift: far from the ends of bf16's range, e^±87."""
+MODERATE = 1e24
+"""Row sums of exponentials between 1/this and this need no shift: gradients divided by them stay in bf16's range, 1e±38."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class ExponentialAttention(torch.autograd.Function):
     ) -> Tensor:
         """Maps ``[Tq, H, d]`` and ``[H, 2R - 1]`` to ``[Tq, H, d]``; queries that see no key get zeros."""
         out = torch.zeros_like(q, memory_format=torch.contiguous_format)
-        saved = []
+        saved: list[Tensor] = []
+        learning = any(ctx.needs_input_grad)  # else memory of one group serves the next, and stays in the cache
         with torch.autocast("cpu", enabled=False):
             for group in parts:
                 left, right = _gather(q, group.rows, group.queries), _gather(k, group.columns, group.keys)
@@ -101,7 +102,8 @@ class ExponentialAttention(torch.autograd.Function):
                 seen = visible(group.queries, group.keys, causal, window, q.device)
                 weights, mixed = _weigh(left, right, values, spread, seen, scale)
                 _scatter(out, mixed, group.rows)
-                saved += [left, right, values, weights, mixed]
+                if learning:
+                    saved += [left, right, values, weights, mixed]
         ctx.save_for_backward(bias, *saved)
         ctx.parts, ctx.scale, ctx.shapes = parts, scale, (q.shape, k.shape, v.shape)
         return out
