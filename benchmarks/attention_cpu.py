@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,16 +82,21 @@ def rotary_formula(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
 
 
-def medians(variants: Mapping[str, Variant], rounds: int) -> dict[str, float]:
-    """Returns milliseconds of forward and backward of each variant, all of them once a round."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
+def medians(make: Callable[[], Mapping[str, Variant]], rounds: int) -> dict[str, float]:
+    """Returns milliseconds of forward and backward of each variant, all of them once a round.
+
+    Args:
+        make: returns the variants of a round.
+        rounds: that count; one before fills caches.
+    """
+    times: dict[str, list[float]] = {}
     for turn in range(rounds + 1):
-        for name, variant in variants.items():
+        for name, variant in make().items():
             start = time.process_time()
             out = variant()
             out.backward(torch.ones_like(out))
-            if turn:  # the first round fills caches
-                times[name].append(1e3 * (time.process_time() - start))
+            if turn:
+                times.setdefault(name, []).append(1e3 * (time.process_time() - start))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -102,29 +108,45 @@ def check(variants: Mapping[str, Variant], dtype: torch.dtype) -> None:
         torch.testing.assert_close(other, first, rtol=tolerance, atol=tolerance)
 
 
+def attention_variants(lengths: Sequence[int], heads: int, size: int, dtype: torch.dtype) -> dict[str, Variant]:
+    """Returns the forms of attention on random inputs with these lengths."""
+    cu, scale = Offsets.of(lengths), size**-0.5
+    inputs = [torch.randn(cu.total, heads, size).to(dtype).requires_grad_() for _ in range(3)]
+    variants: dict[str, Variant] = {
+        "plain": lambda: plain(*inputs, cu, scale),
+        "sdpa": lambda: sdpa(*inputs, cu, scale),
+        "chosen": lambda: native.attention(*inputs, cu, cu, scale=scale),
+    }
+    if len(set(lengths)) == 1:
+        variants["grouped"] = lambda: grouped(*inputs, cu, scale)
+    return variants
+
+
 def attention_rows(dtype: torch.dtype, rounds: int) -> list[str]:
     """Returns the lines of the attention table for one type."""
     rows = []
     for heads, size in SHAPES:
         for name, lengths in LENGTHS.items():
-            cu = Offsets.of(lengths)
-            inputs = [torch.randn(cu.total, heads, size).to(dtype).requires_grad_() for _ in range(3)]
-            scale = size**-0.5
-            variants: dict[str, Variant] = {
-                "plain": lambda i=inputs, c=cu, s=scale: plain(*i, c, s),
-                "sdpa": lambda i=inputs, c=cu, s=scale: sdpa(*i, c, s),
-                "chosen": lambda i=inputs, c=cu, s=scale: native.attention(*i, c, c, scale=s),
-            }
-            if len(set(lengths)) == 1:
-                variants["grouped"] = lambda i=inputs, c=cu, s=scale: grouped(*i, c, s)
+            variants = attention_variants(lengths, heads, size, dtype)
             check(variants, dtype)
-            took = medians(variants, rounds)
-            best = min(took[key] for key in ("plain", "sdpa"))
-            together = f"{took['grouped']:.1f}" if "grouped" in took else "–"
-            cells = f"{took['plain']:.1f} | {took['sdpa']:.1f} | {together} | {took['chosen']:.1f}"
-            rows.append(f"| {str(dtype)[6:]} | {heads} × {size} | {name} | {cells} | {took['chosen'] / best:.2f} |")
-            print(rows[-1], flush=True)
+            rows.append(_attention_row(dtype, heads, size, name, medians(lambda v=variants: v, rounds)))
+        rng = np.random.default_rng(heads * size)
+
+        def proteins(rng: np.random.Generator = rng, heads: int = heads, size: int = size) -> dict[str, Variant]:
+            lengths = np.clip(rng.lognormal(np.log(255), 0.5, 7), 30, 512).astype(int).tolist()
+            return attention_variants(lengths, heads, size, dtype)
+
+        rows.append(_attention_row(dtype, heads, size, "proteins", medians(proteins, 2 * rounds)))
     return rows
+
+
+def _attention_row(dtype: torch.dtype, heads: int, size: int, name: str, took: Mapping[str, float]) -> str:
+    best = min(took[key] for key in ("plain", "sdpa"))
+    together = f"{took['grouped']:.1f}" if "grouped" in took else "–"
+    cells = f"{took['plain']:.1f} | {took['sdpa']:.1f} | {together} | {took['chosen']:.1f}"
+    row = f"| {str(dtype)[6:]} | {heads} × {size} | {name} | {cells} | {took['chosen'] / best:.2f} |"
+    print(row, flush=True)
+    return row
 
 
 def rowwise_rows(dtype: torch.dtype, rounds: int) -> list[str]:
@@ -145,7 +167,7 @@ def rowwise_rows(dtype: torch.dtype, rounds: int) -> list[str]:
             ),
         }
         check(variants, dtype)
-        took = medians(variants, rounds)
+        took = medians(lambda v=variants: v, rounds)
         rows.append(_row(dtype, f"rotary, {2 * heads} × {size}", took["formula"], took["chosen"]))
     x = torch.randn(tokens, width).to(dtype).requires_grad_()
     weight = torch.randn(width, requires_grad=True)
@@ -162,7 +184,7 @@ def rowwise_rows(dtype: torch.dtype, rounds: int) -> list[str]:
     }
     for name, variants in norms.items():
         check(variants, dtype)
-        took = medians(variants, rounds)
+        took = medians(lambda v=variants: v, rounds)
         rows.append(_row(dtype, name, took["formula"], took["chosen"]))
     return rows
 
@@ -193,9 +215,12 @@ def main() -> None:
             f"{args.rounds} interleaved rounds, {args.threads} thread(s). "
             f"{platform.machine()}, torch {torch.__version__}. Made by `benchmarks/attention_cpu.py`.",
             "",
-            "`plain`: matmul, softmax, matmul, a sequence at a time. `grouped`: the same over all sequences at once; "
-            "it wins in bf16 where all are short and of one length, which batches of proteins are not. `chosen`: "
-            f"what the backend takes: SDPA in fp32 from {native.cpu.SDPA_FROM} keys on, else plain.",
+            "`plain`: matmul, softmax, matmul, a sequence at a time. `grouped`: the same over all sequences at once, "
+            "which needs one length. `chosen`: what the backend takes: in fp32 SDPA from "
+            f"{native.cpu.SDPA_FROM} keys on, else plain; in bf16 exponentials with lengths rounded to "
+            f"{native.cpu_attention.STEP}. Rows with stated lengths meet the same shapes in every round; `proteins` "
+            "are 7 lengths like those of proteins (log-normal, 30 to 512), new in every round, as training meets them. "
+            "`chosen / best`: against the better of plain and SDPA.",
             "",
             "| type | heads × size | lengths | plain | sdpa | grouped | chosen | chosen / best |",
             "|---|---|---|--:|--:|--:|--:|--:|",
