@@ -13,9 +13,10 @@ WORKERS ?= auto
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal
 
 # without those that need a corpus or a finished run; each says in its first lines how it is called
-BENCHMARKS = $(filter-out benchmarks/ankh3_joint.py benchmarks/first_run_figure.py,$(wildcard benchmarks/*.py))
+BENCHMARKS = $(filter-out benchmarks/ankh3_joint.py benchmarks/first_run_figure.py benchmarks/trainer_loop.py \
+	benchmarks/conftest.py $(wildcard benchmarks/test_*.py),$(wildcard benchmarks/*.py))
 
-.PHONY: demo test test-slow lint bench docs clean
+.PHONY: demo test test-slow lint bench bench-tables docs clean
 .DELETE_ON_ERROR:
 
 $(VENV)/bin/python:
@@ -47,7 +48,13 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Times every part with pytest-benchmark and compares with the last saved run of this machine, if there is one.
 bench: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest benchmarks -n 0 -q --benchmark-autosave --benchmark-group-by=group \
+		--benchmark-columns=median,iqr,rounds $(if $(wildcard .benchmarks/*/*.json),--benchmark-compare)
+
+# Measures the tables of benchmarks/results, each beside another program or another form.
+bench-tables: $(VENV)/.dev
 	for script in $(BENCHMARKS); do $(VENV)/bin/python $$script || exit 1; done
 
 # The site, into docs/_build/index.html; a warning is an error.
