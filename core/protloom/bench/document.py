@@ -51,6 +51,7 @@ def build(asked: Asked, found: Measured, *, corpus: str | None) -> dict[str, Any
             "tokens_per_step": settings.trainer.tokens_per_step,
             "tokens_per_microbatch": settings.trainer.tokens_per_microbatch,
             "max_length": settings.data.max_length,
+            "keep_freed_memory": settings.trainer.keep_freed_memory,
             "seed": settings.seed,
             "warm_up_steps": WARM_UP,
             "rounds": len(found.samples[first.name]),

@@ -131,8 +131,9 @@ def _resolved(
     base: dict[str, Any] = {"trainer": {"tokens_per_step": tokens}}
     if corpus is not None:
         base["data"] = {"corpus": str(corpus)}
-    stated: list[Override] = []
-    stated += [(key, value) for key, value in _stated(asked).items() if value is not None]
+    stated: list[Override] = [(key, value) for key, value in _stated(asked).items() if value is not None]
+    stated += asked.overrides
+    # what the variants differ in holds whatever else is stated
     if choice["objective"] is not None:
         one = choice["objective"]
         several = isinstance(one, list)
@@ -146,7 +147,7 @@ def _resolved(
         stated.append(("trainer.compile", choice["compiled"]))
     # nothing is validated, and one process measures
     stated += [("data.validation", None), ("data.validation_fraction", 0.0), ("trainer.parallel", "none")]
-    return config.load(asked.run_file, [*stated, *asked.overrides], registry, base=base)
+    return config.load(asked.run_file, stated, registry, base=base)
 
 
 def _stated(asked: Asked) -> dict[str, Any]:
