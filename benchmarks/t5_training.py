@@ -5,8 +5,8 @@
 A round is one optimizer step of every variant, in turn; each variant has a copy of the weights of its own. Tokens are
 those of sources and targets together, padding not counted. transformers gets the token ids that our objectives made
 (half of the sequences to denoise, half to complete), padded to the longest of a batch: in the order drawn, as a
-shuffled data set gives them, or bucketed: sorted by length and cut into four. Before anything is timed, the losses of
-all variants on the first step are compared.
+shuffled data set gives them, or bucketed: sorted by length and cut into four. Before anything is timed, the losses in
+fp32 are compared. For other networks: ``protloom bench --against transformers``, which this is made of.
 """
 
 from __future__ import annotations
@@ -17,28 +17,22 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import transformers
-from torch import Tensor
 
 from protloom import config
 from protloom.assembly import Assembly, assemble
-from protloom.contracts import StepContext
+from protloom.bench import against
+from protloom.bench.against import Form, Theirs
 from protloom.distributed import join
 from protloom.mixture import HostBatch
+from protloom.phases import Phases
 from protloom.plugins import Registry
-from protloom.rng import CounterRNG
-from protloom.step import to_device
+from protloom.stepper import Stepper
 
-Pair = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]  # ids of source and target
-Step = Callable[[Sequence[HostBatch]], float]
-BUCKETS = 4
-IGNORED = -100
+Step = Callable[[Sequence[HostBatch]], object]
 
 
 def assembled(data: str, size: str, precision: str, tokens: int) -> Assembly:
@@ -52,87 +46,22 @@ def assembled(data: str, size: str, precision: str, tokens: int) -> Assembly:
 
 def ours(run: Assembly) -> Step:
     """Returns one optimizer step as the trainer does it: packed, in the order drawn."""
-    rng = CounterRNG(0, "step")
-
-    def step(batches: Sequence[HostBatch]) -> float:
-        keys = batches[0].counts.keys()
-        divisors = {key: float(sum(batch.counts[key] for batch in batches)) for key in keys}
-        # one mean over all targets of both tasks, which is what transformers' loss is
-        weights = {key: count / sum(divisors.values()) for key, count in divisors.items()}
-        run.optimizer.zero_grad(set_to_none=True)
-        total = 0.0
-        for batch in batches:
-            ctx = StepContext(0, rng, _same, _same)
-            output = run.wrapped(to_device(batch, run.world.device), weights, divisors, ctx)
-            output.loss.backward()
-            total += output.loss.item()
-        run.ops.clip_grad_norm(run.trainable(), 1.0)
-        run.optimizer.step()
-        return total
-
-    return step
+    stepper = Stepper(run)
+    return lambda batches: stepper.take(0, batches, Phases())
 
 
-def theirs(folder: Path, like: Assembly, dtype: torch.dtype, *, bucketed: bool) -> Step:
-    """Returns one optimizer step of transformers' T5, padded."""
-    model: Any = transformers.T5ForConditionalGeneration.from_pretrained(folder, dropout_rate=0.0)
-    model.train()
-    group = like.optimizer.param_groups[0]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=group["lr"], betas=group["betas"], fused=True)
-    pad = like.tokenizer.pad_id
-
-    def step(batches: Sequence[HostBatch]) -> float:
-        optimizer.zero_grad(set_to_none=True)
-        targets = sum(len(target) for batch in batches for _, target in pairs(batch))
-        loss = 0.0
-        for batch in batches:
-            for part in parts(pairs(batch), bucketed=bucketed):
-                source, labels = padded([s for s, _ in part], pad), padded([t for _, t in part], IGNORED)
-                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                    mean = model(input_ids=source, attention_mask=(source != pad).long(), labels=labels).loss
-                share = mean * (int((labels != IGNORED).sum()) / targets)
-                share.backward()
-                loss += float(share.detach())
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        return loss
-
-    return step
+def theirs(folder: Path, like: Assembly, precision: str, *, bucketed: bool) -> Theirs:
+    """Returns transformers' T5, padded, after comparing its loss in fp32 with ours."""
+    peer = against.peer_of(like.resolved, "transformers", Registry.discover())
+    made = Theirs("transformers", "", peer, Form(precision, "sdpa", bucketed), folder, like, 0)
+    if precision == "fp32":
+        against.check(like, made, like.host_step(0))
+    return made
 
 
-def pairs(batch: HostBatch) -> list[Pair]:
-    """Returns source and target of every sequence, as they were drawn: no task before the other."""
-    found = []
-    for share in batch.shares:
-        assert share.decoder is not None
-        (arrays,) = share.arrays.values()
-        source, target = share.inputs, share.decoder.cu
-        for i in range(source.n):
-            ids = source.tokens[source.cu[i] : source.cu[i + 1]]
-            found.append((ids, arrays["targets"][target[i] : target[i + 1]]))
-    order = np.random.default_rng(len(found)).permutation(len(found))
-    return [found[i] for i in order]
-
-
-def parts(sequences: list[Pair], *, bucketed: bool) -> list[list[Pair]]:
-    """Returns the sequences as one batch, or as buckets of like lengths."""
-    if not bucketed:
-        return [sequences]
-    ordered = sorted(sequences, key=lambda pair: len(pair[0]) + len(pair[1]))
-    edges = np.linspace(0, len(ordered), BUCKETS + 1).astype(int)
-    return [ordered[a:b] for a, b in pairwise(edges) if b > a]
-
-
-def padded(rows: Sequence[np.ndarray[Any, Any]], fill: int) -> Tensor:
-    """Returns ``[n, longest]`` int64."""
-    out = np.full((len(rows), max(map(len, rows))), fill, dtype=np.int64)
-    for row, ids in zip(out, rows, strict=True):
-        row[: len(ids)] = ids
-    return torch.from_numpy(out)
-
-
-def _same(x: Tensor) -> Tensor:
-    return x
+def stepping(peer: Theirs) -> Step:
+    """Returns one optimizer step of transformers."""
+    return lambda batches: peer.take(batches, Phases())
 
 
 def measure(variants: Mapping[str, Step], steps: Sequence[Sequence[HostBatch]]) -> dict[str, float]:
@@ -140,23 +69,12 @@ def measure(variants: Mapping[str, Step], steps: Sequence[Sequence[HostBatch]]) 
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for turn, batches in enumerate(steps):
         tokens = sum(batch.tokens for batch in batches)
-        losses = {}
         for name, variant in variants.items():
             start = time.perf_counter()
-            losses[name] = variant(batches)
+            variant(batches)
             if turn:  # the first step allocates
                 speeds[name].append(tokens / (time.perf_counter() - start))
-        if turn == 0:
-            check(losses)
     return {name: statistics.median(values) for name, values in speeds.items()}
-
-
-def check(losses: Mapping[str, float]) -> None:
-    """Ends the benchmark if two variants do not compute the same loss from the same weights."""
-    first = next(iter(losses.values()))
-    for name, loss in losses.items():
-        if abs(loss - first) > 0.02 * abs(first):
-            raise SystemExit(f"{name}: loss {loss:.4f} on the first step, not {first:.4f}")
 
 
 def main() -> None:
@@ -170,20 +88,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    transformers.logging.set_verbosity_error()
     runs = {name: assembled(args.data, args.size, name, args.tokens) for name in ("fp32", "bf16")}
     first = runs["fp32"]
     with tempfile.TemporaryDirectory() as folder:
         first.write_model(Path(folder), first.model.state_dict())
-        float32, bfloat16, at = torch.float32, torch.bfloat16, Path(folder)
-        variants = {
-            "protloom, packed, fp32": ours(first),
-            "protloom, packed, bf16": ours(runs["bf16"]),
-            "transformers, padded as drawn, fp32": theirs(at, first, float32, bucketed=False),
-            "transformers, padded as drawn, bf16": theirs(at, first, bfloat16, bucketed=False),
-            "transformers, bucketed, fp32": theirs(at, first, float32, bucketed=True),
-            "transformers, bucketed, bf16": theirs(at, first, bfloat16, bucketed=True),
+        forms = {"padded as drawn": False, "bucketed": True}
+        peers = {  # made, and their losses compared, before anything steps
+            f"transformers, {words}, {precision}": theirs(Path(folder), first, precision, bucketed=bucketed)
+            for words, bucketed in forms.items()
+            for precision in ("fp32", "bf16")
         }
+        variants = {f"protloom, packed, {name}": ours(run) for name, run in runs.items()}
+        variants |= {name: stepping(peer) for name, peer in peers.items()}
         steps = [first.host_step(step) for step in range(args.rounds + 1)]
         speeds = measure(variants, steps)
     shipped = speeds["transformers, padded as drawn, fp32"]
