@@ -104,7 +104,7 @@ class EmbeddingCache:
     Args:
         folder: made when something is kept.
         gigabytes: size limit in GiB, over all files of the folder.
-        warn: receives a line when the cache cannot go on being written.
+        warn: receives a line when something was damaged, and when the cache cannot go on being written.
 
     Attributes:
         counts: ``found``, ``missing``, ``kept`` and ``corrupt`` entries, ``evicted`` files.
@@ -130,6 +130,8 @@ class EmbeddingCache:
         self.counts.update(found=len(found), missing=len(sequences) - len(found))
         if corrupt:
             self.counts["corrupt"] += corrupt
+            what = "1 cached embedding was" if corrupt == 1 else f"{corrupt:,} cached embeddings or files of them were"
+            self._warn(f"{what} damaged: dropped and computed again ({self.folder})")
         return found
 
     def put(self, space: Mapping[str, Any], sequences: Sequence[str], values: Sequence[F32]) -> None:

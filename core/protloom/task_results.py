@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from protloom.contracts import TaskResult
+from protloom.data.streams import WriteError
 from protloom.errors import UserError
 from protloom.files import write_text
 from protloom.plain_data import plain
@@ -86,11 +87,15 @@ class ResultFolder:
             return None
 
     def save(self, entry: Entry, built: Built, key: Mapping[str, Any]) -> None:
-        """Writes a result, then the tables."""
+        """Writes a result, then the tables; raises UserError where the disk does not take them."""
         path = self._file(entry.label, built.name, built.split)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(plain(_record(entry, built, key)), allow_nan=False))
-        self.write_tables()
+        text = json.dumps(plain(_record(entry, built, key)), allow_nan=False)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, text)
+            self.write_tables()
+        except OSError as error:
+            raise WriteError(path, error) from error
 
     def write_tables(self) -> None:
         """Writes both tables anew, from all results that are there."""

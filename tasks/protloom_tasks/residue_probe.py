@@ -143,6 +143,7 @@ def _fit(
     """Fits the probe, or takes the one that another task fitted for this subject on the same residues."""
     labels = [protein.labels for protein in train]
     chosen = probes.choose_residues(labels, config.train_residues, seed)
+    _refuse_none(sum(map(len, chosen)))
     digest = hashlib.sha256()
     for protein, index in zip(train, chosen, strict=True):
         digest.update(protein.sequence.encode() + protein.labels.tobytes() + index.tobytes())
@@ -154,6 +155,7 @@ def _fit(
         subject.memo[key] = make(subject, train, config, classes=classes, seed=seed)
     if key not in subject.memo:
         rows = probes.gather(subject, [protein.sequence for protein in train], labels, chosen)
+        _refuse_none(len(rows.labels))
         if probe == "knn":
             nearest = NeighbourLabels(rows.features, rows.labels, k=config.neighbours, distance=config.distance)
             fitted = probes.Fitted(nearest, nearest.details)
@@ -167,6 +169,11 @@ def _fit(
         subject.memo[key] = fitted
     found: probes.Fitted | residue_heads.WholeProbe = subject.memo[key]
     return found
+
+
+def _refuse_none(residues: int) -> None:
+    if not residues:
+        raise UserError("no residue of the training proteins is labelled and has features")
 
 
 def _predict(

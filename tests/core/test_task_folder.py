@@ -171,7 +171,9 @@ def test_a_full_disk_is_told_and_nothing_is_half_written(
 
     monkeypatch.setattr(Path, "write_text", full)
     assert run("toy:plain", "--out", str(tmp_path / "out")) == 1
-    assert "error: toy:plain: No space left on device:" in capsys.readouterr().err
+    error = capsys.readouterr().err.splitlines()[-2]
+    assert error.startswith(f"error: toy:plain: no space left to write {tmp_path / 'out' / 'results'}")
+    assert error.endswith("free some or choose another place; nothing was changed")
     assert list((tmp_path / "out" / "results").rglob("*.json")) == []
 
 
