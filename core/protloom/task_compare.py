@@ -103,21 +103,41 @@ def _title(task: str, split: str | None) -> str:
 
 def _find(source: str, warn: Callable[[str], None]) -> tuple[str, dict[tuple[str, str | None], Record]]:
     """Returns the label of a subject and its results by task and split."""
+    path, records = find_records(source, warn)
+    labels = list(dict.fromkeys(r["subject"] for r in records))
+    if "#" not in source:
+        models = list(dict.fromkeys(r["subject"] for r in records if r["role"] == "model"))
+        if len(models) != 1:
+            offers = ", ".join(f"'{path}#{label}'" for label in models or labels) or "nothing"
+            raise UserError(f"{path}: holds {len(models)} models; write one of {offers}")
+        labels = models
+    return labels[0], {(r["task"], r["split"]): r for r in records if r["subject"] == labels[0]}
+
+
+def find_records(source: str, warn: Callable[[str], None]) -> tuple[str, list[Record]]:
+    """Reads a folder of results.
+
+    Args:
+        source: the folder, or ``FOLDER#SUBJECT`` for the results of one subject.
+        warn: receives a line about a file that cannot be read.
+
+    Returns:
+        The folder's path, and the results.
+
+    Raises:
+        UserError: there is no such folder, or no such subject in it.
+    """
     path, hash_, wanted = source.partition("#")
     folder = Path(path).expanduser()
     if not (folder / HOME).is_dir():
         raise UserError(f"{path}: no folder of results; 'protloom task run … --out {path}' makes one")
     records = ResultFolder(folder, warn).records()
-    labels = list(dict.fromkeys(r["subject"] for r in records))
     if not hash_:
-        models = list(dict.fromkeys(r["subject"] for r in records if r["role"] == "model"))
-        if len(models) != 1:
-            offers = ", ".join(f"'{path}#{label}'" for label in models or labels) or "nothing"
-            raise UserError(f"{path}: holds {len(models)} models; write one of {offers}")
-        wanted = models[0]
+        return path, records
+    labels = list(dict.fromkeys(r["subject"] for r in records))
     if wanted not in labels:
         raise UserError(f"{path}: no results of {wanted!r}.{did_you_mean(wanted, labels)}")
-    return wanted, {(r["task"], r["split"]): r for r in records if r["subject"] == wanted}
+    return path, [r for r in records if r["subject"] == wanted]
 
 
 def _refuse_other_splits(

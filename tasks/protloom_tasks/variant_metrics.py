@@ -1,4 +1,4 @@
-"""ProteinGym's five metrics of variant scores, for many resamples at once, and its mean over assays.
+"""ProteinGym's five metrics of variant scores, for many resamples at once.
 
 A metric is a function ``(truth, score, positive) -> [b]``: ``truth`` are the measured values of n variants, higher is
 fitter, and ``score`` the predictions, both :class:`Weighted` by how often each of b resamples holds each variant;
@@ -10,10 +10,9 @@ Source: Notin et al. 2023, "ProteinGym", section on zero-shot performance, and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 TOP = 10
 """The best so many percent that NDCG and recall look at."""
-
-DRAWS = 10_000
-"""Bootstrap draws of the standard error over assays."""
 
 BLOCK = 200_000
 """Numbers of resamples times variants that are computed in one go; more would leave the processor's cache."""
@@ -183,77 +179,3 @@ def _ratio(above: NDArray[np.generic], below: NDArray[np.generic]) -> F64:
     """Returns above / below, NaN where below is 0."""
     found = np.full(np.shape(above), np.nan)
     return np.divide(above, below, out=found, where=np.asarray(below) != 0)
-
-
-# ------------------------------------------------------------------------------------------------------ over assays
-
-
-class AssayValue(NamedTuple):
-    """A metric of one assay.
-
-    Attributes:
-        assay: its name.
-        protein: the UniProt entry that it is about.
-        selection: type of what was measured: Activity, Binding, Expression, OrganismalFitness, Stability.
-        value: the metric; NaN where it is not defined.
-    """
-
-    assay: str
-    protein: str
-    selection: str
-    value: float
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """A metric over assays.
-
-    Attributes:
-        value: mean over selection types of the mean over proteins of the mean over a protein's assays.
-        standard_error: of ``value``, by the bootstrap.
-        selections: selection type -> its mean.
-        assays: how many have a value.
-        left_out: names of those that have none.
-    """
-
-    value: float
-    standard_error: float
-    selections: Mapping[str, float]
-    assays: int
-    left_out: Sequence[str]
-
-
-def aggregate(values: Iterable[AssayValue], *, seed: int = 0, draws: int = DRAWS) -> Aggregate:
-    """Averages a metric over assays as ProteinGym does.
-
-    Assays of one protein and selection type are averaged first, then the proteins of a type, then the types, so that a
-    protein that was assayed often counts once. The standard error is the standard deviation of that mean when the
-    proteins of each type are drawn again, with replacement, ``draws`` times. Of a *difference* to another model, give
-    the differences: that is what ProteinGym's table shows, relative to its best model.
-
-    Args:
-        values: of the assays.
-        seed: of the draws.
-        draws: how many.
-    """
-    given = list(values)
-    grouped: dict[str, dict[str, list[float]]] = {}
-    for one in given:
-        if np.isfinite(one.value):
-            grouped.setdefault(one.selection, {}).setdefault(one.protein, []).append(one.value)
-    left_out = [one.assay for one in given if not np.isfinite(one.value)]
-    if not grouped:
-        return Aggregate(float("nan"), float("nan"), {}, 0, left_out)
-    proteins = {
-        kind: np.array([float(np.mean(of)) for _, of in sorted(grouped[kind].items())]) for kind in sorted(grouped)
-    }
-    rng = np.random.default_rng(seed)
-    drawn = [of[rng.integers(len(of), size=(draws, len(of)))].mean(axis=1) for of in proteins.values()]
-    selections = {kind: float(of.mean()) for kind, of in proteins.items()}
-    return Aggregate(
-        float(np.mean(list(selections.values()))),
-        float(np.mean(drawn, axis=0).std(ddof=1)),
-        selections,
-        len(given) - len(left_out),
-        left_out,
-    )

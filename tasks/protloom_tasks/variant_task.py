@@ -85,7 +85,8 @@ class VariantTask(DefinedTask[VariantDefinition]):
             "options": self.config.model_dump(exclude={"data_dir", "definition", "variant"}),
             "interval": "bootstrap over sets of mutated positions: variants of one set are resampled together; sets of"
             " multiple mutants that overlap count as independent, which makes intervals somewhat narrow",
-            **{key: value for key, value in (("protein", said.protein), ("selection", said.selection)) if value},
+            "protein": said.protein or None,
+            "selection": said.selection or None,
             **self._tail(),
         }
 

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 from sklearn.metrics import matthews_corrcoef, ndcg_score, roc_auc_score
 
 from protloom_tasks import variant_metrics
-from protloom_tasks.variant_metrics import METRICS, AssayValue, aggregate, all_metrics, multiplicities
+from protloom_tasks.variant_metrics import METRICS, all_metrics, multiplicities
 
 
 def written_out(truth: Any, score: Any, positive: Any) -> dict[str, float]:
@@ -80,36 +80,3 @@ def test_whole_groups_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [block.tolist() for block in multiplicities(drawn, group)] == [expected]
     monkeypatch.setattr(variant_metrics, "BLOCK", 7)
     assert [block.tolist() for block in multiplicities(drawn, group)] == [expected[:1], expected[1:]]
-
-
-TABLE = [
-    AssayValue("a1", "P1", "Activity", 0.2),
-    AssayValue("a2", "P1", "Activity", 0.4),  # P1: 0.3
-    AssayValue("a3", "P2", "Activity", 0.7),  # Activity: (0.3 + 0.7) / 2 = 0.5
-    AssayValue("s1", "P1", "Stability", 0.1),  # the same protein under another type counts there
-    AssayValue("s2", "P3", "Stability", 0.3),  # Stability: 0.2
-    AssayValue("b1", "P4", "Binding", 0.8),  # Binding: 0.8
-]
-
-
-def test_the_mean_over_assays_by_hand() -> None:
-    found = aggregate(TABLE)
-    assert found.selections == pytest.approx({"Activity": 0.5, "Stability": 0.2, "Binding": 0.8})
-    assert found.value == pytest.approx(0.5)
-    assert (found.assays, list(found.left_out)) == (6, [])
-    # drawing two of (0.3, 0.7) has a mean of variance 0.04 / 2, of (0.1, 0.3) of 0.01 / 2, of (0.8) of 0
-    assert found.standard_error == pytest.approx(np.sqrt(0.02 + 0.005) / 3, rel=0.03)
-    assert aggregate(TABLE) == found
-    assert aggregate(reversed(TABLE)) == found
-    assert aggregate(TABLE, seed=1).standard_error != found.standard_error
-
-
-def test_assays_without_a_value_are_left_out_and_told() -> None:
-    found = aggregate([*TABLE, AssayValue("x", "P9", "Expression", float("nan"))])
-    assert (found.value, list(found.left_out), found.assays) == (pytest.approx(0.5), ["x"], 6)
-    nothing = aggregate([AssayValue("x", "P9", "Expression", float("nan"))])
-    assert np.isnan(nothing.value)
-    assert nothing.assays == 0
-    alone = aggregate([TABLE[0]])
-    assert (alone.value, alone.standard_error) == pytest.approx((0.2, 0))
-    assert variant_metrics.DRAWS == 10_000

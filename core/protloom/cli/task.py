@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common, task_compare, task_run
+from protloom.cli import common, task_aggregate, task_compare, task_run
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "protloom task run sim-ss3 sim-contact --model runs/first",
         "protloom task compare results/first results/second",
     )
-    commands = parser.add_subparsers(dest="action", metavar="list|show|run|compare", required=True)
+    commands = parser.add_subparsers(dest="action", metavar="list|show|run|compare|aggregate", required=True)
     listing = commands.add_parser("list", help="list the tasks", description="Lists tasks and suites.")
     task_run.data_option(listing)
     common.json_option(listing)
@@ -35,12 +35,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     task_compare.configure(
         commands.add_parser("compare", help="compare two models", description="Compares two models by their results.")
     )
+    task_aggregate.configure(
+        commands.add_parser(
+            "aggregate",
+            help="average over assays of mutations",
+            description="Averages what models reach over assays of mutations, as ProteinGym does: the assays of a"
+            " protein, the proteins of a selection type, the types.",
+        )
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Does what was asked; returns 1 if a task failed."""
     if args.action == "compare":
         return task_compare.run(args)
+    if args.action == "aggregate":
+        return task_aggregate.run(args)
     registry = common.registry(args)
     if args.action == "list":
         return _list(args, registry)
