@@ -8,6 +8,7 @@
         optimizer.safetensors  moments, by "parameter|name"
         training/              the two files above as shards, where FSDP2 spread them (PyTorch DCP, safetensors)
         config.yaml            the run file, with the version of each component
+        kernels.json           which kernel backend served each function, and why not the others
         state.json             step, counters, corpora, and size and SHA-256 of every file
 
 There is no sampler or generator state: what a step sees is a function of the seed and the step number.
@@ -158,9 +159,10 @@ def _failure(action: Callable[[], None], partial: Path) -> str:
 
 
 def _finish(run_dir: Path, partial: Path, target: Path, state: TrainState) -> None:
-    """Adds the run's configuration and the list of all files, and makes the folder the checkpoint of its step."""
-    if (run_dir / "config.yaml").is_file():
-        shutil.copyfile(run_dir / "config.yaml", partial / "config.yaml")
+    """Adds configuration, kernels and the list of all files, and makes the folder the checkpoint of its step."""
+    for name in ("config.yaml", "kernels.json"):
+        if (run_dir / name).is_file():
+            shutil.copyfile(run_dir / name, partial / name)
     for path in _files(partial):
         share(path)
     files = {str(p.relative_to(partial)): _fingerprint(p) for p in _files(partial)}

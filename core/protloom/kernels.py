@@ -1,9 +1,9 @@
-"""Builds the installed kernel backends and chooses among them."""
+"""Builds the installed kernel backends, chooses among them, and tells what was chosen and why."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from protloom import ops
 from protloom.errors import UserError
@@ -35,6 +35,37 @@ def choose(choice: str | Mapping[str, str], registry: Registry, device: torch.de
         except UserError as error:
             raise UserError(f"kernels: {error}") from None
     return ops.select(choice, own, others, device, dtype)
+
+
+def told(chosen: ops.Ops) -> list[str]:
+    """Returns which backend serves which functions, and why not the others, a line each."""
+    served: dict[tuple[str, str], list[str]] = {}
+    left: dict[tuple[str, str], list[str]] = {}
+    for function, choice in chosen.choices.items():
+        served.setdefault((choice.backend, choice.why), []).append(function)
+        for name, reason in choice.others.items():
+            left.setdefault((name, reason), []).append(function)
+    everything = len(chosen.choices)
+    lines = [f"{name} for {_functions(f, everything)}: {why}" for (name, why), f in served.items()]
+    for name in dict.fromkeys(name for name, _ in left):
+        reasons = [(reason, functions) for (other, reason), functions in left.items() if other == name]
+        if len(reasons) == 1 and len(reasons[0][1]) == everything:
+            lines.append(f"not {name}: {reasons[0][0]}")
+        else:
+            lines += [f"not {name} for {_functions(functions, everything)}: {reason}" for reason, functions in reasons]
+    return lines
+
+
+def _functions(names: list[str], everything: int) -> str:
+    return "everything" if len(names) == everything else ", ".join(names)
+
+
+def record(chosen: ops.Ops) -> dict[str, Any]:
+    """Returns the same for programs: function -> ``backend``, ``why`` and ``not``, the reasons against the others."""
+    return {
+        function: {"backend": choice.backend, "why": choice.why, "not": dict(choice.others)}
+        for function, choice in chosen.choices.items()
+    }
 
 
 def _build(component: Component) -> ops.Backend:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protloom import budget, checkpoint, config, run_changes, run_folder
+from protloom import budget, checkpoint, config, kernels, run_changes, run_folder
 from protloom.assembly import Assembly, assemble
 from protloom.budget import Amount, Spent
 from protloom.checkpoint import TrainState
@@ -125,6 +125,7 @@ def _spent(state: TrainState) -> Spent:
 
 def _train(run: Assembly, run_dir: Path, state: TrainState, pause: Amount | None, *, profile: bool = False) -> Finished:
     if run.world.main:
+        run_folder.write_kernels(run_dir, kernels.record(run.ops))
         say(headline(run, run_dir, state))
     phases = Phases()
     if profile and run.world.main:
@@ -157,7 +158,7 @@ def headline(run: Assembly, run_dir: Path, state: TrainState) -> str:
     name = run.resolved.architecture.component.name
     objectives = " + ".join(m.alias for m in run.mixture.members)
     corpora = "\n         ".join(_corpus_line(run, number) for number in range(len(run.stores)))
-    kernels = ", ".join(sorted(set(run.ops.chosen.values())))
+    kernel_lines = "\n         ".join(kernels.told(run.ops))
     world: World = run.world
     where = f"{world.device}" + (f" × {world.size} ({world.parallel})" if world.size > 1 else "")
     begin = f"from step {state.step} " if state.step else ""
@@ -167,8 +168,9 @@ def headline(run: Assembly, run_dir: Path, state: TrainState) -> str:
             f"network  {name}, {_readable(parameters)} parameters; objective {objectives}",
             f"corpus   {corpora}",
             f"training {begin}{_length(run)}; {where}, "
-            f"{'bf16' if run.precision is not None else 'fp32'}, kernels {kernels}"
+            f"{'bf16' if run.precision is not None else 'fp32'}"
             + (", compiled" if run.resolved.settings.trainer.compile else ""),
+            f"kernels  {kernel_lines}",
         ]
     )
 

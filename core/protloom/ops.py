@@ -9,8 +9,8 @@ whatever the backend, so checkpoints move freely between backends.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from protloom.errors import UserError, did_you_mean
 
@@ -142,12 +142,28 @@ class Lamb(Protocol):
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Which backend a function got.
+
+    Attributes:
+        backend: its name.
+        why: what decided: the run's word, a measurement, or the order of priority.
+        others: every other backend of the run -> why not that one.
+    """
+
+    backend: str
+    why: str
+    others: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Ops:
     """The functions that a run uses, one backend's each.
 
     Attributes:
         chosen: function name -> backend name.
         rejected: backend name -> why it cannot run here.
+        choices: function name -> its backend, with the reasons.
     """
 
     layer_norm: LayerNorm
@@ -162,6 +178,7 @@ class Ops:
     lamb: Lamb
     chosen: Mapping[str, str]
     rejected: Mapping[str, str]
+    choices: Mapping[str, Choice]
 
 
 NAMES = (
@@ -179,8 +196,25 @@ NAMES = (
 """Every function of :class:`Ops`."""
 
 
+class Timing(NamedTuple):
+    """How long a function took in a backend's form when the forms were measured side by side.
+
+    Attributes:
+        cost: a time, in a unit that all backends share which were measured together.
+        said: the figures, and on what they were taken, in words.
+    """
+
+    cost: float
+    said: str
+
+
 class Backend(Protocol):
     """A kernel backend as its plugin builds it.
+
+    It may have two more methods. ``measured(function: str, device: torch.device, dtype: torch.dtype) -> Timing | None``
+    tells what a measurement on this kind of device says of one of its functions: ``auto`` prefers one backend to
+    another of higher priority only where both were measured. ``installation() -> tuple[bool, str]`` tells, for
+    ``protloom doctor``, whether a package that it needs is there as it should be, and what to do if it is not.
 
     Attributes:
         name: the component's name.
@@ -195,6 +229,10 @@ class Backend(Protocol):
 
     def functions(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Callable[..., Any]]:
         """Returns the functions it offers for a device and a compute dtype, by names of :data:`NAMES`."""
+
+
+NOISE = 0.03
+"""A backend is faster only if its time is less by more than this share."""
 
 
 def select(
@@ -219,20 +257,73 @@ def select(
     everyone = {**own, **others}
     reasons = {name: reason for name, b in everyone.items() if (reason := b.unavailable(device)) is not None}
     wanted = _wanted(choice, everyone, reasons, device)
-    ranked = sorted((name for name in own if name not in reasons), key=lambda name: -own[name].priority)
-    table: dict[str, Any] = {}
-    chosen: dict[str, str] = {}
+    offered = {name: b.functions(device, dtype) for name, b in everyone.items() if name not in reasons}
+    ranked = sorted((name for name in own if name in offered), key=lambda name: -own[name].priority)
+    choices: dict[str, Choice] = {}
     for function in NAMES:
         named = wanted.get(function)
-        candidates = [named] if named else list(ranked)
-        if named and not isinstance(choice, Mapping):
+        found: Choice | None
+        if named is not None and (function in offered[named] or isinstance(choice, Mapping)):
+            if function not in offered[named]:
+                raise UserError(f"kernels: {_not_offered(named, function, offered, device)}")
+            found, rest = Choice(named, "the run names it", {}), "the run names another"
+        else:
             # a backend named for everything may offer only some functions: the others are auto's
-            candidates += ranked
-        found = next((name for name in candidates if function in everyone[name].functions(device, dtype)), None)
+            found = _fastest(function, [name for name in ranked if function in offered[name]], own, device, dtype)
+            rest = "auto takes only what protloom ships"
         if found is None:
-            raise UserError(f"kernels: backend {named or 'auto'!r} does not offer {function!r} on {device}")
-        table[function], chosen[function] = everyone[found].functions(device, dtype)[function], found
-    return Ops(**table, chosen=chosen, rejected=reasons)
+            raise UserError(f"kernels: {_not_offered(named or 'auto', function, offered, device)}")
+        others_why = {
+            name: found.others.get(name) or _absence(name, function, reasons, offered) or rest
+            for name in everyone
+            if name != found.backend
+        }
+        choices[function] = replace(found, others=others_why)
+    table = {function: offered[one.backend][function] for function, one in choices.items()}
+    chosen = {function: one.backend for function, one in choices.items()}
+    return Ops(**table, chosen=chosen, rejected=reasons, choices=choices)
+
+
+def _absence(
+    name: str, function: str, reasons: Mapping[str, str], offered: Mapping[str, Mapping[str, Any]]
+) -> str | None:
+    """Returns why a backend could not be taken for a function at all, None if it could."""
+    return reasons.get(name) or (None if function in offered[name] else "has no form of its own")
+
+
+def _not_offered(name: str, function: str, offered: Mapping[str, Mapping[str, Any]], device: torch.device) -> str:
+    there = [other for other, functions in offered.items() if function in functions]
+    advice = f"{' and '.join(there)} offer{'s' * (len(there) == 1)} it" if there else "no backend does"
+    return f"backend {name!r} does not offer {function!r} on {device}; {advice}"
+
+
+def _fastest(
+    function: str, candidates: Sequence[str], own: Mapping[str, Backend], device: torch.device, dtype: torch.dtype
+) -> Choice | None:
+    """Returns what ``auto`` takes of backends in order of priority: the first, or one measured to be faster."""
+    if not candidates:
+        return None
+    first = candidates[0]
+    timings: dict[str, Timing] = {}
+    for name in candidates:
+        measured = getattr(own[name], "measured", None)
+        timing = None if measured is None else measured(function, device, dtype)
+        if timing is not None:
+            timings[name] = timing
+    best, why = first, "first by priority"
+    if first in timings:
+        fastest = min(timings, key=lambda name: timings[name].cost)
+        why = f"by a measurement: {timings[first].said}"
+        if timings[fastest].cost < (1 - NOISE) * timings[first].cost:
+            best, why = fastest, f"by a measurement: {timings[fastest].said}"
+    others = {
+        name: f"by a measurement: {timings[name].said}"
+        if first in timings and name in timings
+        else f"after {first} by priority, and not measured on this kind of device"
+        for name in candidates
+        if name != best
+    }
+    return Choice(best, why, others)
 
 
 def _wanted(
@@ -250,5 +341,7 @@ def _wanted(
         if name not in known:
             raise UserError(f"kernels: no backend {name!r}.{did_you_mean(name, known)}")
         if name in reasons:
-            raise UserError(f"kernels: backend {name!r} cannot run on {device}: {reasons[name]}")
+            raise UserError(
+                f"kernels: backend {name!r} cannot run on {device}: {reasons[name]}; kernels: auto takes what runs here"
+            )
     return wanted

@@ -6,9 +6,10 @@ Nothing here needs PyTorch, so that a mistake is told at once.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from protloom.config import ResolvedRun
 
 CONFIG = "config.yaml"
+KERNELS = "kernels.json"
 DEFAULT_PARENT = "runs"
 LOCK = ".lock"
 
@@ -126,6 +128,11 @@ def write_config(run_dir: Path, resolved: ResolvedRun) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     text = config.dump(document(resolved))
     write_text(run_dir / CONFIG, "# the whole configuration of this run, defaults included\n" + text)
+
+
+def write_kernels(run_dir: Path, record: Mapping[str, Any]) -> None:
+    """Writes which kernel backends this sitting uses, and why not the others; checkpoints keep a copy."""
+    write_text(run_dir / KERNELS, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 
 def document(resolved: ResolvedRun) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,93 @@ def test_without_apex_the_reason_says_where_it_comes_from() -> None:
         kernels.choose("apex", Registry.discover(), CPU, torch.float32)
 
 
-def test_auto_never_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("files", "fine", "text"),
+    [
+        ([], True, "not installed (optional"),
+        (["apex/__init__.py"], False, "PyPI's unrelated web toolkit, not NVIDIA's kernels: pip uninstall apex"),
+        (["apex/__init__.py", "apex/normalization/__init__.py"], False, "without its CUDA extensions"),
+        (["apex/__init__.py", "apex/normalization/__init__.py", "amp_C.py"], True, "NVIDIA's, with amp_C"),
+    ],
+)
+def test_which_apex_is_installed(
+    files: list[str], fine: bool, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("raise ImportError('detection must not import it')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("apex", "apex.normalization", "amp_C", "fused_layer_norm_cuda"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    found = ApexBackend().installation()
+    assert (found[0], text in found[1]) == (fine, True), found
+
+
+# --------------------------------------------------------------------- what a user sees who asks for what is not there
+
+
+def refusal(kernels: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, fasta: Path) -> str:
+    """Returns the one line that a run with these kernels ends with; nothing was begun."""
+    assert main(["train", *options_in(tmp_path, fasta)(), f"kernels={kernels}"]) == 2
+    assert not (tmp_path / "run").exists()
+    error = capsys.readouterr().err.strip()
+    assert len(error.splitlines()) == 1
+    return error
+
+
+def test_asked_for_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, small_fasta: Path
+) -> None:
+    error = refusal("apex", capsys, tmp_path, small_fasta)
+    assert (
+        "backend 'apex' cannot run on cpu: apex runs on cuda, not on cpu; kernels: auto takes what runs here" in error
+    )
+    assert "backend 'triton' cannot run on cpu" in refusal("{rms_norm: triton}", capsys, tmp_path, small_fasta)
+    monkeypatch.setattr(ApexBackend, "devices", ("cpu",))
+    error = refusal("apex", capsys, tmp_path, small_fasta)
+    assert "apex is not installed: build it from https://github.com/NVIDIA/apex" in error
+
+
+def test_asked_for_where_the_wrong_one_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, small_fasta: Path
+) -> None:
+    site = tmp_path / "site"
+    (site / "apex").mkdir(parents=True)
+    (site / "apex" / "__init__.py").write_text("from pyramid.session import none")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(ApexBackend, "devices", ("cpu",))
+    error = refusal("{adamw: apex}", capsys, tmp_path, small_fasta)
+    assert "PyPI's unrelated web toolkit, not NVIDIA's kernels: pip uninstall apex" in error
+
+
+def test_asked_for_where_it_was_built_for_another_pytorch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, small_fasta: Path
+) -> None:
+    fake_apex.install(monkeypatch)
+    monkeypatch.setattr(ApexBackend, "devices", ("cpu",))
+
+    def undefined(*_: Any, **__: Any) -> Tensor:
+        raise ImportError("amp_C.so: undefined symbol: _ZN3c105ErrorC2E")
+
+    monkeypatch.setattr(sys.modules["apex.normalization.fused_layer_norm"], "fused_rms_norm_affine", undefined)
+    monkeypatch.setattr(fake_apex.FusedAdam, "__init__", undefined)
+    error = refusal("apex", capsys, tmp_path, small_fasta)
+    assert "does not work here (amp_C.so: undefined symbol" in error
+    assert "https://github.com/NVIDIA/apex" in error
+
+
+def test_asked_for_a_function_that_it_has_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, small_fasta: Path
+) -> None:
+    fake_apex.install(monkeypatch)
+    monkeypatch.setattr(ApexBackend, "devices", ("cpu",))
+    error = refusal("{attention: apex}", capsys, tmp_path, small_fasta)
+    assert "backend 'apex' does not offer 'attention' on cpu; reference and torch offer it" in error
+    error = refusal("{atention: apex}", capsys, tmp_path, small_fasta)
+    assert "no function 'atention'. Did you mean 'attention'?" in error
+
+
+def test_auto_does_not_take_it_unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_apex.install(monkeypatch)
     monkeypatch.setattr(ApexBackend, "devices", ("cpu",))
     registry = Registry.discover()
@@ -237,7 +324,7 @@ def test_an_extension_that_is_missing_or_broken(monkeypatch: pytest.MonkeyPatch)
     fake_apex.install(monkeypatch, extensions=())
     # what an earlier install has put there is taken out again
     for name in ("amp_C", "fused_layer_norm_cuda"):
-        monkeypatch.delitem(__import__("sys").modules, name, raising=False)
+        monkeypatch.delitem(sys.modules, name, raising=False)
     reason = OnCpu().unavailable(CPU)
     assert reason is not None
     assert "apex was built without fused_layer_norm_cuda" in reason
@@ -250,7 +337,7 @@ def test_an_extension_of_another_pytorch_is_found_out_by_running_it(monkeypatch:
     def undefined(*_: Any) -> Tensor:
         raise ImportError("undefined symbol: _ZN3c104cuda9SetDeviceEa")
 
-    norms = __import__("sys").modules["apex.normalization.fused_layer_norm"]
+    norms = sys.modules["apex.normalization.fused_layer_norm"]
     monkeypatch.setattr(norms, "fused_rms_norm_affine", undefined)
     backend = OnCpu()
     assert set(backend.functions(CPU, torch.float32)) == {"adamw", "lamb", "clip_grad_norm"}

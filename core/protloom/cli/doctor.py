@@ -16,7 +16,7 @@ from protloom.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from protloom.ops import Backend
+    from protloom.ops import Backend, Ops
     from protloom.plugins import Registry
 
 MEASURE_SECONDS = 0.2
@@ -59,7 +59,6 @@ def _examine(registry: Registry) -> Iterator[Finding]:
         yield from _machine(torch.__version__)
         yield from _kernels(registry)
     yield from _extras()
-    yield _apex()
     yield from _plugins(registry)
     yield _cache()
 
@@ -129,41 +128,60 @@ def bf16_speedup(device: torch.device) -> float:
 def _kernels(registry: Registry) -> Iterator[Finding]:
     import torch
 
-    from protloom import ops
+    from protloom import kernels, ops
     from protloom.precision import compute_dtype
 
     device = default_device()
     dtype = compute_dtype("auto", device) or torch.float32
+    built: dict[str, Backend] = {}
     own: dict[str, Backend] = {}
     for component in registry.components("kernel"):
-        topic = f"kernels {component.name if component.builtin else component.full_name}"
+        name = component.name if component.builtin else component.full_name
         try:
             model = component.load_config()
             backend = component.load_factory()(None if model is None else model())
-            reason = backend.unavailable(device)
-            offered = sorted(backend.functions(device, dtype)) if reason is None else []
+            backend.unavailable(device)
         except Exception as error:
             cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            yield Finding(topic, "broken" if component.builtin else "note", cause)
+            yield Finding(f"kernels {name}", "broken" if component.builtin else "note", cause)
             continue
+        built[name] = backend
         if component.builtin:
-            own[component.name] = backend
-        what = "every function" if set(offered) >= set(ops.NAMES) else ", ".join(offered)
-        text = f"offers {what}" if reason is None else f"not on {device}: {reason}"
-        yield Finding(topic, "ok" if reason is None else "note", text, {"functions": offered, "reason": reason})
+            own[name] = backend
+        if hasattr(backend, "installation"):
+            fine, text = backend.installation()
+            yield Finding(name, "ok" if fine else "note", text)
     try:
-        chosen = dict(ops.select("auto", own, {}, device, dtype).chosen)
+        chosen = ops.select("auto", own, {}, device, dtype)
     except UserError as error:
         yield Finding("kernels auto", "broken", str(error))
         return
-    by_backend: dict[str, list[str]] = {}
-    for function, name in chosen.items():
-        by_backend.setdefault(name, []).append(function)
+    for name, backend in built.items():
+        yield _backend(name, backend, chosen, device, dtype)
+    count, by_reason = len(chosen.choices), dict[tuple[str, str], list[str]]()
+    for function, choice in chosen.choices.items():
+        by_reason.setdefault((choice.backend, choice.why), []).append(function)
     text = "; ".join(
-        f"{name} for {'everything' if len(functions) == len(chosen) else ', '.join(functions)}"
-        for name, functions in by_backend.items()
+        f"{name} for {'everything' if len(functions) == count else ', '.join(functions)}, {why}"
+        for (name, why), functions in by_reason.items()
     )
-    yield Finding("kernels auto", "ok", f"takes {text} ({device}, {str(dtype).removeprefix('torch.')})", chosen)
+    where = f"{device}, {str(dtype).removeprefix('torch.')}"
+    yield Finding("kernels auto", "ok", f"takes {text} ({where})", kernels.record(chosen))
+
+
+def _backend(name: str, backend: Backend, chosen: Ops, device: torch.device, dtype: torch.dtype) -> Finding:
+    """Tells what a backend offers here, and why ``auto`` leaves it, or why it cannot run."""
+    from protloom import ops
+
+    reason = backend.unavailable(device)
+    if reason is not None:
+        return Finding(f"kernels {name}", "note", f"not on {device}: {reason}", {"functions": [], "reason": reason})
+    offered = sorted(backend.functions(device, dtype))
+    text = f"offers {'every function' if set(offered) >= set(ops.NAMES) else ', '.join(offered)}"
+    left = {chosen.choices[f].others[name] for f in offered if name in chosen.choices[f].others}
+    if name not in chosen.chosen.values():
+        text += f"; auto takes none: {'; '.join(sorted(left)) or 'it takes only what protloom ships'}"
+    return Finding(f"kernels {name}", "ok", text, {"functions": offered, "reason": None})
 
 
 def _extras() -> Iterator[Finding]:
@@ -192,29 +210,6 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _apex() -> Finding:
-    """Tells NVIDIA's apex from the unrelated package of that name on PyPI, without importing either."""
-    from importlib.util import find_spec
-
-    spec = find_spec("apex")
-    if spec is None:
-        return Finding("apex", "ok", "not installed (optional: NVIDIA's fused kernels; never from PyPI)")
-    folders = [os.path.join(place, "normalization") for place in spec.submodule_search_locations or []]  # noqa: PTH118
-    if not any(map(os.path.isdir, folders)):
-        return Finding(
-            "apex",
-            "note",
-            f"the installed 'apex' {_version('apex') or ''} is PyPI's unrelated web toolkit, not NVIDIA's kernels:"
-            " pip uninstall apex, and build NVIDIA's from https://github.com/NVIDIA/apex",
-        )
-    built = [name for name in ("fused_layer_norm_cuda", "amp_C") if find_spec(name) is not None]
-    if not built:
-        return Finding(
-            "apex", "note", "NVIDIA's apex without its CUDA extensions: nothing fused; build with --cuda_ext"
-        )
-    return Finding("apex", "ok", f"NVIDIA's, with {', '.join(built)}")
 
 
 def _plugins(registry: Registry) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ def protloom_kernels() -> list[KernelSpec]:
         KernelSpec(
             name="apex",
             factory="protloom_plugins.kernels.apex:ApexBackend",
-            summary="NVIDIA apex's fused norms, AdamW and clipping, where it was built; only where a run names it",
+            summary="NVIDIA apex's fused norms, AdamW, LAMB and clipping, where it was built",
         ),
         KernelSpec(
             name="triton",

@@ -3,7 +3,8 @@
 apex is built from NVIDIA's source and has no wheels; the ``apex`` on PyPI is another project. Its Python part imports
 without its CUDA extensions and then falls back to plain PyTorch without a word, so this backend looks for the extension
 modules themselves and runs each of them once before it offers them. PyTorch's own fused kernels have caught up with
-most of it, so ``auto`` does not choose it: a run names it (``kernels: apex``, or ``kernels: {rms_norm: apex}``).
+most of it, so ``auto`` takes it only for functions that were measured to be faster on the kind of device at hand; a run
+can name it (``kernels: apex``, or ``kernels: {rms_norm: apex}``).
 
 Parameters keep PyTorch's layout, and so does the state of the optimizer: checkpoints move freely between backends.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +25,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from protloom.errors import UserError
+from protloom.ops import Timing
+from protloom_plugins.kernels import measured
 from protloom_plugins.kernels.reference import torch_groups
 
 WHERE = "build it from https://github.com/NVIDIA/apex as its README says (never from PyPI)"
@@ -190,7 +195,7 @@ class ApexBackend:
 
     Attributes:
         name: of the component.
-        priority: below that of ``torch``, so that ``auto`` never takes it.
+        priority: below that of ``torch``: ``auto`` takes it only by a measurement.
     """
 
     name = "apex"
@@ -206,10 +211,26 @@ class ApexBackend:
         functions, reason = self._probe(device)
         return None if functions else reason
 
+    def measured(self, function: str, device: torch.device, dtype: torch.dtype) -> Timing | None:
+        """Returns what was measured of a function on this kind of device."""
+        return measured.timing(self.name, function, device, dtype)
+
     def functions(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Callable[..., Any]]:
         """Returns the functions of those extensions that work."""
         del dtype
         return self._probe(device)[0]
+
+    def installation(self) -> tuple[bool, str]:
+        """Tells NVIDIA's apex from the unrelated package of that name on PyPI; imports neither."""
+        wrong = _wrong_package()
+        if wrong is not None:
+            return False, wrong
+        if find_spec("apex") is None:
+            return True, "not installed (optional: NVIDIA's fused kernels; never from PyPI)"
+        built = [name for name in (NORMS, TENSORS) if find_spec(name) is not None]
+        if not built:
+            return False, f"NVIDIA's apex without its CUDA extensions, so nothing is fused: {WHERE}"
+        return True, f"NVIDIA's, with {', '.join(built)}"
 
     def _probe(self, device: torch.device) -> tuple[dict[str, Callable[..., Any]], str]:
         """Returns what works on a device, and why the rest does not; each extension is run once."""
@@ -235,6 +256,9 @@ class ApexBackend:
             return f"apex runs on {' and '.join(self.devices)}, not on {device.type}"
         if find_spec("apex") is None:
             return f"apex is not installed: {WHERE}"
+        wrong = _wrong_package()
+        if wrong is not None:
+            return wrong
         if find_spec(extension) is None:
             return f"apex was built without {extension}: {WHERE}"
         try:
@@ -243,6 +267,18 @@ class ApexBackend:
             # an extension of another PyTorch or CUDA shows only when it is loaded or run
             return f"apex's {extension} does not work here ({' '.join(str(error).split())[:200]}): {WHERE}"
         return None
+
+
+def _wrong_package() -> str | None:
+    """Returns what to do if the installed ``apex`` is not NVIDIA's, None if it is, or if there is none."""
+    spec = find_spec("apex")
+    if spec is None or "apex.normalization" in sys.modules:
+        return None
+    if any((Path(place) / "normalization").is_dir() for place in spec.submodule_search_locations or ()):
+        return None
+    return (
+        f"the installed 'apex' is PyPI's unrelated web toolkit, not NVIDIA's kernels: pip uninstall apex, and {WHERE}"
+    )
 
 
 def _try_norms(device: torch.device) -> None:

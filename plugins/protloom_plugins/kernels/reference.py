@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from protloom.contracts import Offsets
+from protloom.ops import Timing
+from protloom_plugins.kernels import measured
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -239,6 +241,10 @@ class ReferenceBackend:
         """Returns None: what PyTorch alone computes runs everywhere."""
         del device
         return None
+
+    def measured(self, function: str, device: torch.device, dtype: torch.dtype) -> Timing | None:
+        """Returns what was measured of a function on this kind of device."""
+        return measured.timing(self.name, function, device, dtype)
 
     def functions(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Callable[..., Any]]:
         """Returns the functions by name."""

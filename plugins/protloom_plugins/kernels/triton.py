@@ -1,8 +1,9 @@
 """The kernel backend ``triton``: norms, the gated activation and cross entropy as programs of this project, on CUDA.
 
 Each reads its input once and writes its output once, where a chain of PyTorch's functions would go through memory
-several times; what PyTorch fuses itself it may well do as fast. So ``auto`` does not choose it: a run names it
-(``kernels: triton``, or ``kernels: {rms_norm: triton}``). Triton comes with the CUDA builds of PyTorch.
+several times; what PyTorch fuses itself it may well do as fast. So ``auto`` takes this backend only for functions that
+were measured to be faster on the kind of device at hand; a run can name it (``kernels: triton``, or
+``kernels: {rms_norm: triton}``). Triton comes with the CUDA builds of PyTorch.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 
 import torch
 
+from protloom.ops import Timing
+from protloom_plugins.kernels import measured
+
 FUNCTIONS = ("layer_norm", "rms_norm", "gated_mlp", "cross_entropy")
 
 
@@ -22,7 +26,7 @@ class TritonBackend:
 
     Attributes:
         name: of the component.
-        priority: below that of ``torch``.
+        priority: below that of ``torch``: ``auto`` takes it only by a measurement.
     """
 
     name = "triton"
@@ -39,6 +43,10 @@ class TritonBackend:
         if key not in self._found:
             self._found[key] = self._reason(device)
         return self._found[key]
+
+    def measured(self, function: str, device: torch.device, dtype: torch.dtype) -> Timing | None:
+        """Returns what was measured of a function on this kind of device."""
+        return measured.timing(self.name, function, device, dtype)
 
     def functions(self, device: torch.device, dtype: torch.dtype) -> Mapping[str, Callable[..., Any]]:
         """Returns the functions by name; none in float64, which its programs do not compute in."""
