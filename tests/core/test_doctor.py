@@ -52,7 +52,7 @@ def test_a_third_party_that_is_broken_is_a_note(tmp_path: Path) -> None:
     assert findings["kernels reference"]["state"] == "ok"
     # whatever its priority, auto does not take a third party's backend
     choices = findings["kernels auto"]["facts"]
-    ours = {"torch", "reference", "apex", "triton"}
+    ours = {"torch", "reference", "apex", "triton", "flex"}
     assert {choice["backend"] for choice in choices.values()} <= ours
     # why not the others stands beside each function, and for people beside each backend
     assert all({c["backend"], *c["not"]} == ours for c in choices.values())

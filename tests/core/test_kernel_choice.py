@@ -153,7 +153,7 @@ def test_the_run_folder_and_every_checkpoint_say_what_was_chosen(
     assert record["gelu"]["backend"] == "reference"
     assert record["gelu"]["not"]["torch"] == "the run names another"
     assert record["rotary"]["backend"] == "torch"
-    assert {"apex", "triton", "reference"} == record["rotary"]["not"].keys()
+    assert {"apex", "triton", "flex", "reference"} == record["rotary"]["not"].keys()
     saved = latest(tmp_path / "run")
     assert saved is not None
     assert json.loads((saved / "kernels.json").read_text()) == record

@@ -27,4 +27,9 @@ def protloom_kernels() -> list[KernelSpec]:
             factory="protloom_plugins.kernels.triton:TritonBackend",
             summary="norms, the gated activation and cross entropy as programs of our own, on CUDA",
         ),
+        KernelSpec(
+            name="flex",
+            factory="protloom_plugins.kernels.flex:FlexBackend",
+            summary="attention with a bias over packed sequences by PyTorch's FlexAttention, on CUDA",
+        ),
     ]
