@@ -177,6 +177,12 @@ TRAIN: dict[str, tuple[list[str], str]] = {
     "unknown optimizer": (["optimizer=adam"], "optimizer: no optimizer 'adam'. Did you mean 'adamw'?"),
     "unknown tokenizer": (["tokenizer=esn"], "tokenizer: no tokenizer 'esn'. Did you mean 'esm'?"),
     "unknown kernels": (["kernels=torhc"], "kernels: no kernel 'torhc'. Did you mean 'torch'?"),
+    "unknown function": (["kernels={rms_nrm: torch}"], "kernels: no function 'rms_nrm'. Did you mean 'rms_norm'?"),
+    "kernels that cannot run": (
+        ["kernels={adamw: apex}", "trainer.device=cpu"],
+        "backend 'apex' cannot run on cpu: apex runs on cuda, not on cpu; kernels: auto takes what runs here",
+    ),
+    "half precision": (["--arch=ankh:tiny", "trainer.precision=fp16"], "fp16 is not offered: states of T5 networks"),
     "unknown callback": (["callbacks=[logger]"], "callbacks.0: no callback 'logger'"),
     "unknown size": (["--arch=esm2:tinny"], "architecture.size: esm2 has no size 'tinny'. Did you mean 'tiny'?"),
     "unknown schedule": (["schedule=cosinus"], "schedule.name: found 'cosinus'"),
