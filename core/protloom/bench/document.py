@@ -101,7 +101,7 @@ def _variant(one: Ours | Theirs, found: Measured) -> dict[str, Any]:
         "precision": precision(one),
         "tokens_per_second": spread([s.work.tokens / s.seconds for s in samples])._asdict(),
         "step_seconds": spread([s.seconds / s.steps for s in samples])._asdict(),
-        "first_step_seconds": found.first[one.name],
+        "start_seconds": found.first[one.name],
         "times_the_first": ratio([s.seconds for s in first], [s.seconds for s in samples])._asdict(),
         "mfu": statistics.median(s.work.flops / s.seconds for s in samples) / peak,
         "padding_share": 1.0 - tokens / sum(w.positions for w in work),
@@ -176,7 +176,8 @@ def notes(result: dict[str, Any]) -> list[str]:
         told.append(f"CAUTION: other programs kept {foreign:.1f} of {result['machine']['cores']} cores busy meanwhile")
     if len(result["variants"]) > 1 and rounds < 6:
         confidence = result["variants"][1]["times_the_first"]["confidence"]
-        told.append(f"{rounds} rounds: intervals of ratios hold with {confidence:.0%} confidence only")
+        many = "1 round" if rounds == 1 else f"{rounds} rounds"
+        told.append(f"{many}: intervals of ratios hold with {confidence:.0%} confidence only")
     return told
 
 

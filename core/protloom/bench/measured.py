@@ -43,7 +43,7 @@ class Measured:
         world: where.
         steps: of each variant in a round.
         samples: of each variant.
-        first: seconds of each variant's first step.
+        first: seconds of each variant's first steps, in which it compiles and allocates.
         memory: of each variant.
         peaks: FLOP/s of a large matrix product by precision, before and after the rounds.
         foreign: cores that others kept busy during the rounds, None if unknown.

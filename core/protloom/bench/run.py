@@ -74,7 +74,9 @@ def bench(
             _add_theirs(found, peer, asked, registry, folder, store, tokens, timing, stack)
         if world.device.type != "cuda":
             for one in ours:
+                started = timing.now()
                 one.stepper.refuse_too_large(one.stepper.batches())
+                found.first[one.name] = timing.now() - started
         _measure(found, asked, timing, begin, tell)
         if asked.sweep:
             _sweep(found, asked, folder, timing, tell)
@@ -139,7 +141,8 @@ def _measure(found: Measured, asked: Asked, timing: Clock, begin: float, tell: C
     """Warms up, measures memory and the rounds."""
     runners = found.everyone
     tell(f"warming up {len(runners)} variant{'s' * (len(runners) > 1)}")
-    found.steps, found.first = rounds.warm_up(runners, timing)
+    found.steps, first = rounds.warm_up(runners, timing)
+    found.first = {name: found.first.get(name, 0.0) + seconds for name, seconds in first.items()}
     for one in found.ours:
         found.memory[one.name] = one.memory()
     for other in found.theirs:
