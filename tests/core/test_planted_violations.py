@@ -411,6 +411,11 @@ BAD_KERNELS: Mapping[str, tuple[KernelSpec, str]] = {
         kernel(clip_grad_norm=lambda parameters, most: max(float(p.grad.norm()) for p in parameters)),
         "The norm is",
     ),
+    "optimizers-follow-their-rules": (
+        # Adam with the decay in the gradient, which is not AdamW
+        kernel(adamw=torch.optim.Adam),
+        "After 4 steps of adamw a parameter differs by",
+    ),
 }
 
 

@@ -205,6 +205,25 @@ def test_float64_is_refused(functions: ModuleType) -> None:
         functions.rms_norm(torch.ones(1, 4, device=DEVICE, dtype=torch.float64), None, eps=0.0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA or NO_TRITON is not None, reason=NO_TRITON or "needs a CUDA device")
+@pytest.mark.parametrize("name", triton.FUNCTIONS)
+def test_compiled_by_torch_they_give_the_same(functions: ModuleType, name: str) -> None:
+    """As ``trainer.compile`` has them, within a block."""
+    shapes = {"gated_mlp": ((40, 32), (64, 32), (64, 32), (32, 64)), "cross_entropy": ((40, 33),)}
+    inputs = [x.to(DEVICE) for x in drawn(*shapes.get(name, ((40, 32), (32,), (32,))[: 2 + (name == "layer_norm")]))]
+    options: dict[str, Any] = {"activation": "silu"} if name == "gated_mlp" else {"eps": 1e-5}
+    if name == "cross_entropy":
+        options = {"targets": torch.arange(40, device=DEVICE) % 33}
+    found = []
+    for function in (getattr(functions, name), torch.compile(getattr(functions, name), fullgraph=True)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        out = function(*leaves, **options)
+        found.append([out, *torch.autograd.grad(out.sin().sum(), leaves)])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
 PROGRAMS = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
