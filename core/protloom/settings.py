@@ -7,6 +7,7 @@ A component's section (tokenizer, architecture, objective, optimizer …) is val
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -27,6 +28,16 @@ class Section(BaseModel):
     """Base of every config model: frozen, and unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def differing(config: BaseModel, names: Iterable[str]) -> list[str]:
+    """Returns which of some options are not at their defaults, for options that exclude each other.
+
+    Which ones were *stated* (``model_fields_set``) is no question to ask: the file of a run states all of them, and has
+    to be read again when the run is resumed.
+    """
+    fields = type(config).model_fields
+    return [name for name in names if getattr(config, name) != fields[name].get_default(call_default_factory=True)]
 
 
 class CorpusPart(Section):

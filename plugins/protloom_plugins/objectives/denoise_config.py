@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protloom.settings import Section
+from protloom.settings import Section, differing
 from protloom_plugins.objectives.mlm_config import Rate, SpanConfig
 
 Rates = Annotated[list[Rate], Field(min_length=1)]
@@ -42,7 +42,7 @@ class DenoiserConfig(Section):
     @model_validator(mode="after")
     def _one_kind(self) -> DenoiserConfig:
         if self.suffix is not None:
-            also = [name for name in ("mask_rates", "span") if name in self.model_fields_set]
+            also = differing(self, ("mask_rates", "span"))
             if also:
                 raise ValueError(f"give suffix or {' and '.join(also)}, not both")
             if self.suffix[0] > self.suffix[1]:
@@ -96,7 +96,7 @@ class DenoiseConfig(Section):
     @model_validator(mode="after")
     def _consistent(self) -> DenoiseConfig:
         if self.mixture is not None:
-            also = [name for name in ("mask_rates", "span", "prefix") if name in self.model_fields_set]
+            also = differing(self, ("mask_rates", "span", "prefix"))
             if also:
                 raise ValueError(f"give mixture or {' and '.join(also)}, not both")
         if self.head != "decoder" and self.sentinels != "unmerged":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from protloom.settings import Section
+from protloom.settings import Section, differing
 from protloom_plugins.objectives import masking
 
 if TYPE_CHECKING:
@@ -71,8 +71,9 @@ class MaskedLMConfig(Section):
 
     @model_validator(mode="after")
     def _one_rate(self) -> MaskedLMConfig:
-        forms = [name for name in ("mask_rate", "mask_rates", "mask_rate_schedule") if name in self.model_fields_set]
-        given = [name for name in forms if getattr(self, name) is not None]
+        # not what was stated: a finished run states everything, defaults included
+        forms = ("mask_rate", "mask_rates", "mask_rate_schedule")
+        given = differing(self, forms)
         if len(given) > 1:
             raise ValueError(f"give only one of {' and '.join(given)}")
         points = [step for step, _ in self.mask_rate_schedule or []]
