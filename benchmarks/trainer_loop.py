@@ -19,7 +19,6 @@ import argparse
 import contextlib
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -70,18 +69,22 @@ class Clock:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.ends: list[float] = []
+        self.busy: list[float] = []
         self.tokens: list[int] = []
 
     def step(self, tokens: int) -> None:
         """Notes a step; raises :class:`Enough` when the time after the warm-up is over."""
         self.ends.append(time.perf_counter())
+        self.busy.append(time.process_time())
         self.tokens.append(tokens)
         if len(self.ends) > WARM_UP and self.ends[-1] - self.ends[WARM_UP - 1] > self._seconds:
             raise Enough
 
-    def speed(self) -> float:
-        """Returns real tokens a second after the warm-up."""
-        return sum(self.tokens[WARM_UP:]) / (self.ends[-1] - self.ends[WARM_UP - 1])
+    def speeds(self) -> tuple[float, float]:
+        """Returns real tokens a second after the warm-up, and a second of processor time."""
+        tokens = sum(self.tokens[WARM_UP:])
+        wall, busy = (of[-1] - of[WARM_UP - 1] for of in (self.ends, self.busy))
+        return tokens / wall, tokens / busy
 
 
 # ------------------------------------------------------------------------------------------------------ the two loops
@@ -108,8 +111,8 @@ def ours(args: argparse.Namespace, variant: Mapping[str, Any], clock: Clock) -> 
     """Trains with the trainer of ``protloom train``."""
 
     class Timed(Trainer):
-        def _train_step(self, step: int, batches: Any, *rest: Any) -> None:
-            super()._train_step(step, batches, *rest)
+        def advance(self, step: int, batches: Any, *rest: Any) -> None:
+            super().advance(step, batches, *rest)
             clock.step(sum(batch.tokens for batch in batches))
 
     run = assembled(args, variant)
@@ -185,7 +188,7 @@ def check_equal(args: argparse.Namespace, run: Assembly) -> None:
     other.backward()
     mine, hers = run.model.embedding.weight.grad, model.esm.embeddings.word_embeddings.weight.grad  # type: ignore[union-attr]
     apart = float((mine - hers).norm() / hers.norm())
-    if abs(float(loss - other)) > 1e-5 * float(other) or apart > 1e-4:
+    if abs(float((loss - other).detach())) > 1e-5 * float(other.detach()) or apart > 1e-4:
         raise ValueError(f"not the same: losses {float(loss)} and {float(other)}, embedding's gradients {apart} apart")
 
 
@@ -214,14 +217,19 @@ def flops_per_token(run: Assembly, steps: int = 50) -> float:
 
 def one(args: argparse.Namespace) -> None:
     """Measures one variant in this process and prints it as JSON."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
     variant, clock = VARIANTS[args.one], Clock(args.seconds)
     dtype = torch.bfloat16 if variant["precision"] == "bf16" else torch.float32
     loop = ours if args.one.startswith("protloom") else theirs
     with contextlib.suppress(Enough):  # the only way that these loops end
         loop(args, variant, clock)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    # not getrusage, whose peak is also that of the process that started this one
+    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    memory = int(status.split()[0]) / 2**20
     peak = matmul_peak(torch.device("cpu"), dtype)
-    print(json.dumps({"speed": clock.speed(), "memory": memory, "peak": peak}))
+    speed, busy = clock.speeds()
+    print(json.dumps({"speed": speed, "busy": busy, "memory": memory, "peak": peak}))
 
 
 def measure(args: argparse.Namespace, names: list[str]) -> dict[str, list[dict[str, float]]]:
@@ -231,6 +239,7 @@ def measure(args: argparse.Namespace, names: list[str]) -> dict[str, list[dict[s
         for name in names:
             options = ["--one", name, "--size", args.size, "--data", args.data, "--weights", args.weights]
             options += ["--batch", args.batch, "--tokens", args.tokens, "--seconds", args.seconds]
+            options += ["--threads", args.threads] if args.threads else []
             command = [sys.executable, __file__, *map(str, options)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -244,21 +253,23 @@ def table(args: argparse.Namespace, found: Mapping[str, list[dict[str, float]]],
     """Writes the Markdown table of one size."""
     rounds = range(args.rounds)
     speed = {name: [r["speed"] for r in runs] for name, runs in found.items()}
+    busy = {name: [r["busy"] for r in runs] for name, runs in found.items()}
     others = [name for name in speed if name.startswith("transformers")]
     best = max(others, key=lambda name: statistics.median(speed[name]))
     lines = [
         f"### ESM-2 {args.size}\n",
-        f"| loop | real tokens/s | × {FIRST} | × {BEST} | MFU | peak memory, GiB |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| loop | real tokens/s | a processor second | × {FIRST} | × {BEST} | MFU | peak memory, GiB |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, runs in found.items():
-        ratios = [statistics.median(speed[name][i] / speed[other][i] for i in rounds) for other in (FIRST, best)]
-        mfu = statistics.median(r["speed"] * flops / r["peak"] for r in runs)
+        ratios = [statistics.median(busy[name][i] / busy[other][i] for i in rounds) for other in (FIRST, best)]
+        mfu = statistics.median(r["busy"] * (args.threads or torch.get_num_threads()) * flops / r["peak"] for r in runs)
         memory = statistics.median(r["memory"] for r in runs)
         low, high = min(speed[name]), max(speed[name])
         label = f"{name} (its best)" if name == best else name
         lines.append(
-            f"| {label} | {statistics.median(speed[name]):,.0f} ({low:,.0f} to {high:,.0f}) | {ratios[0]:.2f} | "
+            f"| {label} | {statistics.median(speed[name]):,.0f} ({low:,.0f} to {high:,.0f}) | "
+            f"{statistics.median(busy[name]):,.0f} | {ratios[0]:.2f} | "
             f"{ratios[1]:.2f} | {mfu:.0%} | {memory:.2f} |"
         )
     return "\n".join(lines)
@@ -273,6 +284,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)
     for hidden in ("--one", "--size", "--weights"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -280,7 +292,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.one:
         return one(args)
-    lengths = np.minimum(open_corpus(args.data).lengths, LONGEST - 2) + 2
+    lengths = np.minimum(np.diff(open_corpus(args.data).offsets), LONGEST - 2) + 2
     args.tokens = round(args.batch * float(lengths.mean()))
     tables = []
     for size in args.sizes:
@@ -299,7 +311,7 @@ def main() -> None:
         mean=float(lengths.mean()),
         tokens=args.tokens,
         args=args,
-        threads=torch.get_num_threads(),
+        threads=args.threads or torch.get_num_threads(),
         machine=platform.processor() or platform.machine(),
         torch=torch.__version__,
         transformers=transformers.__version__,
@@ -314,7 +326,9 @@ PAGE = """# Whole training loops beside transformers' Trainer
 
 {n:,} proteins of {name}, cut to 512 tokens (mean {mean:.0f}), {args.batch} sequences or {tokens:,} tokens a step,
 {threads} threads, torch {torch}, transformers {transformers}, {machine}; medians (and range) of {args.rounds} rounds of
-{args.seconds:.0f} seconds, ratios paired by round. Made by `python benchmarks/trainer_loop.py --data {name}`.
+{args.seconds:.0f} seconds. Ratios are of tokens a second of processor time, which other programs on the machine disturb
+least, paired by round; MFU is what all threads would reach at that rate. Made by
+`python benchmarks/trainer_loop.py --data {name}`.
 
 {tables}
 """
