@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from protloom.specs import CallbackSpec as CallbackSpec
     from protloom.specs import CorpusSpec as CorpusSpec
     from protloom.specs import FloorSpec as FloorSpec
+    from protloom.specs import GeneratorSpec as GeneratorSpec
     from protloom.specs import KernelSpec as KernelSpec
     from protloom.specs import ObjectiveSpec as ObjectiveSpec
     from protloom.specs import OptimizerSpec as OptimizerSpec
@@ -29,6 +30,7 @@ _HOME = {
     "CallbackSpec": "protloom.specs",
     "CorpusSpec": "protloom.specs",
     "FloorSpec": "protloom.specs",
+    "GeneratorSpec": "protloom.specs",
     "KernelSpec": "protloom.specs",
     "ObjectiveSpec": "protloom.specs",
     "OptimizerSpec": "protloom.specs",

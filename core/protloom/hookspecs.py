@@ -58,6 +58,11 @@ def protloom_corpora() -> Sequence[specs.CorpusSpec]:  # type: ignore[empty-body
     """Returns the corpus readers, by URI scheme, that this plugin offers."""
 
 
+@hookspec
+def protloom_generators() -> Sequence[specs.GeneratorSpec]:  # type: ignore[empty-body]
+    """Returns the ways to write sequences with a network that this plugin offers."""
+
+
 HOOK_OF_KIND = {
     "tokenizer": "protloom_tokenizers",
     "architecture": "protloom_architectures",
@@ -68,5 +73,6 @@ HOOK_OF_KIND = {
     "floor": "protloom_floors",
     "callback": "protloom_callbacks",
     "corpus": "protloom_corpora",
+    "generator": "protloom_generators",
 }
 """The hook that brings components of a kind."""

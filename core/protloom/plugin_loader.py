@@ -192,7 +192,7 @@ def one_line(error: BaseException) -> str:
 
 def a_or_an(name: str) -> str:
     """Returns a name with its article."""
-    return f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}"
+    return f"{'an' if name[:1].upper() in 'AEIOU' else 'a'} {name}"
 
 
 def _type_of(value: object) -> str:

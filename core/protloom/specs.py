@@ -154,6 +154,19 @@ class CorpusSpec(Spec):
     identity: Ref | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSpec(Spec):
+    """Writes sequences with a trained network; ``factory(config) -> protloom.contracts.Generator``.
+
+    Attributes:
+        objectives: names of the objectives whose networks it is for; ``distribution/name`` where another distribution
+            offers one. ``protloom generate`` takes it for a run that was trained with one of them.
+    """
+
+    kind: ClassVar[str] = "generator"
+    objectives: tuple[str, ...] = ()
+
+
 KINDS: Mapping[str, type[Spec]] = {
     spec.kind: spec
     for spec in (
@@ -166,6 +179,7 @@ KINDS: Mapping[str, type[Spec]] = {
         FloorSpec,
         CallbackSpec,
         CorpusSpec,
+        GeneratorSpec,
     )
 }
 """Every kind of component by name."""

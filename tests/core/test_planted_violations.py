@@ -19,7 +19,16 @@ from protloom.objective import Objective
 from protloom.plugin_loader import Component, PluginInfo
 from protloom.plugins import Registry
 from protloom.settings import Section
-from protloom.specs import ArchitectureSpec, KernelSpec, ObjectiveSpec, OptimizerSpec, Spec, TaskSpec, TokenizerSpec
+from protloom.specs import (
+    ArchitectureSpec,
+    GeneratorSpec,
+    KernelSpec,
+    ObjectiveSpec,
+    OptimizerSpec,
+    Spec,
+    TaskSpec,
+    TokenizerSpec,
+)
 from protloom.testing import Violation, conformance
 from protloom.testing.tasks import Noise
 
@@ -658,3 +667,67 @@ def test_the_kit_finds_a_mistake_of_a_task(promise: str) -> None:
 def test_a_simulated_task_that_does_not_say_what_of() -> None:
     found = broken("task", TaskSpec(name="bad", factory=WithoutProvenance))
     assert "details['simulated'] does not say how" in found["a-result-says-what-it-was-made-of"]
+
+
+class Hashing:
+    """A generator that keeps its contract, without asking the network: what the planted mistakes differ from."""
+
+    needs = frozenset({"encode"})
+    letters = "ACDEFGHIKLMNPQRSTVWY"
+
+    def write(self, model: Any, tokenizer: Any, lengths: Any, numbers: Any, rng: Any) -> Any:
+        return [self.one(length, number, rng) for length, number in zip(lengths, numbers, strict=True)]
+
+    def one(self, length: int, number: int, rng: Any) -> str:
+        return "".join(self.letters[int(draw)] for draw in rng.at(number, np.arange(length)) % np.uint64(20))
+
+
+class Lower(Hashing):
+    letters = "acdefghiklmnpqrstvwy"
+
+
+class FromNumpy(Hashing):
+    def one(self, length: int, number: int, rng: Any) -> str:
+        return "".join(np.random.choice(list(self.letters), length))
+
+
+class ByPlace(Hashing):
+    def write(self, model: Any, tokenizer: Any, lengths: Any, numbers: Any, rng: Any) -> Any:
+        return super().write(model, tokenizer, lengths, range(len(lengths)), rng)
+
+
+class Unseeded(Hashing):
+    def one(self, length: int, number: int, rng: Any) -> str:
+        return "ACDEFGHIKL"[number] * length
+
+
+class TooLong(Hashing):
+    def one(self, length: int, number: int, rng: Any) -> str:
+        return super().one(length + 1, number, rng)
+
+
+BAD_GENERATORS: Mapping[str, tuple[Any, str]] = {
+    "it-writes-what-is-asked-for": (Lower, "It wrote ['a']"),
+    "a-sequence-is-a-function-of-the-seed": (Unseeded, "Another seed gives the same"),
+    "a-sequence-does-not-depend-on-its-batch": (ByPlace, "Sequence 1 is another one alone"),
+    "no-global-generator-moves": (FromNumpy, "That of numpy.random moved"),
+}
+
+
+def test_a_correct_generator_breaks_nothing() -> None:
+    assert broken("generator", GeneratorSpec(name="bad", factory=lambda config: Hashing())) == {}
+
+
+@pytest.mark.parametrize("promise", BAD_GENERATORS)
+def test_the_kit_finds_a_mistake_of_a_generator(promise: str) -> None:
+    factory, says = BAD_GENERATORS[promise]
+    found = broken("generator", GeneratorSpec(name="bad", factory=lambda config: factory()))
+    assert says in found[promise], found
+
+
+def test_a_generator_that_gives_something_else() -> None:
+    found = broken("generator", GeneratorSpec(name="bad", factory=lambda config: TooLong()))
+    assert "it can write with no architecture" in found["it-writes-what-is-asked-for"]
+    assert "wrote [4] residues where [3] were asked for; tell its author" in found["it-writes-what-is-asked-for"]
+    found = broken("generator", GeneratorSpec(name="bad", factory=lambda config: 7))
+    assert "its factory returned an int, not a Generator" in found["it-writes-what-is-asked-for"]

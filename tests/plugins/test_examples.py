@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -58,9 +59,10 @@ def test_a_trained_diffusion_model_writes_proteins(tmp_path: Path, small_fasta: 
     options = ["objective=masked-diffusion", "trainer.steps=3", "trainer.tensorboard=false"]
     corpus = [f"--data={small_fasta}", f"data.cache_dir={tmp_path / 'cache'}"]
     run(python, "-m", "protloom", "train", *corpus, "--arch=esm2:tiny", *options, "--out=run", cwd=tmp_path)
-    command = [python, "-m", "protloom_masked_diffusion", "run", "--n=3", "--length=40", "--steps=8"]
-    written = run(*command, cwd=tmp_path)
-    sequences = [line for line in written.splitlines() if line and not line.startswith(">")]
+    command = [python, "-m", "protloom", "generate", "run", "--n=3", "--length=40", "steps=8", "--json"]
+    written = json.loads(run(*command, cwd=tmp_path))
+    assert written["generator"]["name"] == "protloom-masked-diffusion/masked-diffusion"
+    sequences = written["sequences"]
     assert [len(sequence) for sequence in sequences] == [40] * 3
     assert set("".join(sequences)) <= set("ACDEFGHIKLMNPQRSTVWY")
-    assert run(*command, cwd=tmp_path) == written
+    assert json.loads(run(*command, cwd=tmp_path)) == written

@@ -41,6 +41,7 @@ COMMANDS = {
     "report": Command("write one offline page about runs", "protloom.cli.report"),
     "embed": Command("write the features that a model gives to sequences", "protloom.cli.embed"),
     "complete": Command("write the rest of sequences whose beginning is given", "protloom.cli.complete"),
+    "generate": Command("write new sequences with a trained model", "protloom.cli.generate"),
     "score": Command("tell how likely a model holds sequences, residue by residue", "protloom.cli.score"),
     "plan": Command("tell what a run will take before it is started", "protloom.cli.plan"),
     "bench": Command("measure how fast variants of a training run are", "protloom.cli.bench"),

@@ -193,6 +193,39 @@ class BuildContext:
     total_steps: int = 0
 
 
+@runtime_checkable
+class Generator(Protocol):
+    """Writes sequences with a trained network, for ``protloom generate``.
+
+    Attributes:
+        needs: capabilities that the network must have.
+    """
+
+    needs: frozenset[str]
+
+    def write(
+        self,
+        model: Architecture,
+        tokenizer: Tokenizer,
+        lengths: Sequence[int],
+        numbers: Sequence[int],
+        rng: CounterRNG,
+    ) -> Sequence[str]:
+        """Returns one sequence of each length, as letters, written in one batch.
+
+        Args:
+            model: the network, in evaluation mode and without gradients.
+            tokenizer: the one that it was trained with.
+            lengths: residues of each; at most so many, where the network itself ends a sequence.
+            numbers: of each sequence among all that are asked for. Every random choice is a hash of it (``rng.at``), so
+                that a sequence does not depend on those that it is batched with.
+            rng: the stream of all random choices.
+
+        Raises:
+            protloom.errors.UserError: if the network or the tokenizer cannot serve.
+        """
+
+
 @dataclass(frozen=True)
 class ImportedWeights:
     """Weights in an architecture's own names.

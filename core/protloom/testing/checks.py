@@ -42,7 +42,7 @@ PROMISES: dict[str, list[Promise]] = {}
 
 KINDS: Mapping[str, str] = {
     kind: f"protloom.testing.{kind}s"
-    for kind in ("objective", "architecture", "tokenizer", "task", "kernel", "optimizer")
+    for kind in ("objective", "architecture", "tokenizer", "task", "kernel", "optimizer", "generator")
 }
 """Where the promises of a kind are."""
 
@@ -98,7 +98,7 @@ def conformance(
     """Returns the checks of a component.
 
     Args:
-        kind: ``objective``, ``architecture``, ``tokenizer``, ``task``, ``kernel`` or ``optimizer``.
+        kind: ``objective``, ``architecture``, ``tokenizer``, ``task``, ``kernel``, ``optimizer`` or ``generator``.
         name: as the registry knows it.
         options: of its config; needed where it has options without a default.
         registry: where it is found; by default what is installed.

@@ -9,10 +9,9 @@ import pytest
 import torch
 from protloom_masked_diffusion.masked_diffusion import MaskedDiffusion
 from protloom_masked_diffusion.masked_diffusion_config import MaskedDiffusionConfig
-from protloom_masked_diffusion.sampler import generate
 from torch import nn
 
-from protloom import assembly, config, kernels
+from protloom import assembly, config, generators, kernels
 from protloom.contracts import BuildContext, Encoded
 from protloom.errors import UserError
 from protloom.plugins import Registry
@@ -25,6 +24,8 @@ TOKENIZER = assembly.make(config.choose("tokenizer", "esm", {}, REGISTRY))
 
 class Composition(nn.Module):
     """A network that knows residue frequencies alone."""
+
+    capabilities = frozenset({"encode"})
 
     def __init__(self, probabilities: list[float]) -> None:
         super().__init__()
@@ -75,21 +76,60 @@ def test_the_bound_of_a_composition_is_its_entropy() -> None:
     assert float(total.detach()) / prepared.counts["bound"] == pytest.approx(entropy, rel=0.05)
 
 
+def written(network: nn.Module, lengths: list[int], *, seed: int, **options: float) -> list[str]:
+    chosen = config.choose("generator", "protloom-masked-diffusion/masked-diffusion", options, REGISTRY)
+    return list(generators.generate(chosen, network, TOKENIZER, lengths, seed=seed))
+
+
 def test_what_is_written_has_the_networks_composition() -> None:
     probabilities = np.random.default_rng(4).dirichlet([1.0] * 20)
     network = Composition(probabilities.tolist())
-    written = generate(network, TOKENIZER, [300, 7, 150] * 5, steps=8, seed=1)
-    assert [len(sequence) for sequence in written] == [300, 7, 150] * 5
-    assert written == generate(network, TOKENIZER, [300, 7, 150] * 5, steps=8, seed=1)
-    assert written != generate(network, TOKENIZER, [300, 7, 150] * 5, steps=8, seed=2)
-    counts = np.array([sum(s.count(TOKENIZER.vocab[i]) for s in written) for i in TOKENIZER.residue_ids])
+    lengths = [300, 7, 150] * 5
+    found = written(network, lengths, steps=8, seed=1)
+    assert [len(sequence) for sequence in found] == lengths
+    assert found == written(network, lengths, steps=8, seed=1)
+    assert found != written(network, lengths, steps=8, seed=2)
+    counts = np.array([sum(s.count(TOKENIZER.vocab[i]) for s in found) for i in TOKENIZER.residue_ids])
     assert counts.sum() == 5 * 457
     assert np.abs(counts / counts.sum() - probabilities).max() < 0.04
     # colder: the most frequent residue alone
-    (cold,) = generate(network, TOKENIZER, [50], steps=4, temperature=1e-3)
+    (cold,) = written(network, [50], steps=4, temperature=1e-3, seed=0)
     assert set(cold) == {TOKENIZER.vocab[TOKENIZER.residue_ids[int(probabilities.argmax())]]}
 
 
+class Alternating(nn.Module):
+    """A network that has learnt ACACAC…: what stands at a place follows from any neighbour that is known."""
+
+    capabilities = frozenset({"encode"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(20.0))
+        self.a, self.c = (TOKENIZER.vocab.index(letter) for letter in "AC")
+
+    def encode(self, tokens, cu, **_):
+        place = torch.arange(len(tokens))
+        states = torch.zeros(len(tokens), 1)
+        for start, stop in zip(cu.bounds, cu.bounds[1:], strict=False):
+            parity = (place[start:stop] % 2) * 2 - 1
+            sign = (tokens[start:stop] == self.a).float() - (tokens[start:stop] == self.c).float()
+            states[start:stop, 0] = (sign * parity).sum() * parity  # which of the two phases the known residues have
+        return Encoded(states, {})
+
+    def logits(self, hidden):
+        logits = torch.full((len(hidden), len(TOKENIZER.vocab)), -1e4)
+        logits[:, self.a], logits[:, self.c] = self.scale * hidden[:, 0], -self.scale * hidden[:, 0]
+        return logits
+
+
+def test_what_was_drawn_decides_what_is_drawn_later() -> None:
+    """With as many steps as it takes to draw one residue at a time, the order of a whole sequence is kept."""
+    found = written(Alternating(), [12] * 20, steps=4000, seed=5)
+    assert set(found) == {"AC" * 6, "CA" * 6}  # both phases are as likely
+    # all at once, nothing is known of the others
+    assert not set(written(Alternating(), [12] * 5, steps=1, seed=5)) & {"AC" * 6, "CA" * 6}
+
+
 def test_bad_input() -> None:
-    with pytest.raises(UserError, match="at least 1"):
-        generate(Composition([0.05] * 20), TOKENIZER, [0])
+    with pytest.raises(UserError, match=r"steps: found 0"):
+        written(Composition([0.05] * 20), [4], steps=0, seed=0)
