@@ -29,7 +29,7 @@ STEP = 32
 GROUPED_SCORES = 1 << 20
 """Scores of one product at most, unless a single sequence has more: they should stay in the processor's cache."""
 MODERATE = 1e24
-"""Row sums of exponentials between 1/this and this need no shift: gradients divided by them stay in bf16's range, 1e±38."""
+"""Row sums of exponentials from 1/this to this need no shift: gradients divided by them stay in bf16's range, 1e±38."""
 
 
 @dataclass(frozen=True)
