@@ -20,7 +20,6 @@ from torch import Tensor
 
 from protloom import memory
 from protloom.bench.clock import Clock
-from protloom.bench.rounds import SAMPLE
 from protloom.contracts import Peer, StepContext
 from protloom.data.loader import Loader
 from protloom.errors import UserError
@@ -44,8 +43,8 @@ if TYPE_CHECKING:
 IGNORED = -100
 BUCKETS, LEAST_ROWS = 4, 2
 """Batches of like lengths in a step at least, and rows of each."""
-TRIALS = 2, 8
-"""Steps of a trial, at least and at most."""
+TRIALS, ENOUGH = 8, 1.0
+"""Steps of a trial at most, and seconds after which there are no more."""
 TOLERANCE = 1e-5
 """By which two losses in fp32 may differ, relative to the first."""
 
@@ -337,7 +336,7 @@ def trial(candidate: Theirs, batches: Sequence[HostBatch], clock: Clock) -> floa
     """Returns the least seconds of some steps, after one to warm up: what others do to the machine only adds."""
     candidate.take(batches, Phases())
     taken: list[float] = []
-    while len(taken) < TRIALS[0] or (len(taken) < TRIALS[1] and sum(taken) < SAMPLE):
+    while not taken or (len(taken) < TRIALS and sum(taken) < ENOUGH):
         begin = clock.now()
         candidate.take(batches, Phases())
         taken.append(clock.now() - begin)
