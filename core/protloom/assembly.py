@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MICROBATCH = 16384
 """Tokens at once where the run file states none: enough to keep a device busy, small enough for a laptop."""
+NETWORK = "model."
+"""What the names of the network's parameters begin with in a :class:`protloom.step.StepModule`."""
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Assembly:
         sampler: what each step sees.
         maker: makes token batches.
         validator: None if nothing is held out.
+        random: names of the network's tensors that were random, not read, when the run began.
     """
 
     resolved: ResolvedRun
@@ -74,6 +77,7 @@ class Assembly:
     sampler: Sampler
     maker: BatchMaker
     validator: Validator | None
+    random: frozenset[str]
 
     @property
     def settings(self) -> RunConfig:
@@ -99,7 +103,18 @@ class Assembly:
             tokenizer=self.tokenizer,
             tokenizer_component=self.resolved.tokenizer.component,
             tokenizer_config=self.resolved.tokenizer.config,
+            untrained=self.untrained(),
         )
+
+    def untrained(self) -> tuple[str, ...]:
+        """Returns the network's parameters that no step has reached so far and that were random before.
+
+        An optimizer has state for what had a gradient; nothing can be told of one that keeps no state.
+        """
+        state, named = self.optimizer.state, training_state.named_parameters(self.optimizer)
+        reached = {name for name, parameter in named if state.get(parameter)}
+        names = [name.removeprefix(NETWORK) for name, _ in named if name.startswith(NETWORK) and name not in reached]
+        return tuple(name for name in names if name in self.random) if reached else ()
 
     def callbacks(self, run_dir: Path) -> list[Callback]:
         """Builds the callbacks that the run file names."""
@@ -136,35 +151,8 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
         ops = compiling.opaque(ops)
     tokenizer: Tokenizer = make(resolved.tokenizer)
     stores, shares = open_corpora(settings.data, registry, world)
-    # the seed decides the initial weights; objectives draw from the same generator, after the network
-    torch.manual_seed(settings.seed)
-    model = build_network(resolved, tokenizer, ops)
-    if initial is not None:
-        # before the objectives are built: one of them may copy the network
-        weights.load_into(model, resolved.architecture, tokenizer, initial, registry)
-    objectives = build_objectives(resolved, tokenizer, ops, model)
-    model.to(world.device)
-    mixture = Mixture(objectives, settings.combine, settings.seed, settings.reduction)
-    mixture.refuse_idle_steps()
-    module = StepModule(model, mixture, precision=precision, world_size=world.size).to(world.device)
-    module.train()
-    if settings.trainer.compile:
-        compiling.compile_blocks(module)
-    cropping = {
-        "specials": len(tokenizer.prefix) + len(tokenizer.suffix),
-        "max_length": settings.data.max_length,
-        "min_length": max(settings.data.min_length, *(m.objective.least_residues for m in objectives)),
-    }
-    sampler = Sampler(
-        stores,
-        shares,
-        tokens_per_step=settings.trainer.tokens_per_step,
-        validation_fraction=settings.data.validation_fraction if settings.data.validation is None else 0.0,
-        seed=settings.seed,
-        **cropping,
-    )
-    maker = BatchMaker(stores, tokenizer, max_length=settings.data.max_length, seed=settings.seed)
-    validator = _validator(settings, registry, world, stores, shares, tokenizer, mixture, cropping)
+    module, mixture, random = _learner(resolved, tokenizer, ops, precision, world, registry, initial)
+    sampler, maker, validator = _sampling(settings, stores, shares, tokenizer, mixture, world, registry)
     wrapped = _wrapped(module, mixture, world, partial(_host_step, settings, world.size, sampler, mixture, maker))
     # after the wrapping, which may replace parameters by their shards
     optimizer, peak = _optimizer(resolved.optimizer, module, ops)
@@ -173,7 +161,7 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
         world=world,
         tokenizer=tokenizer,
         ops=ops,
-        model=model,
+        model=module.model,
         module=module,
         wrapped=wrapped,
         mixture=mixture,
@@ -184,7 +172,68 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
         sampler=sampler,
         maker=maker,
         validator=validator,
+        random=random,
     )
+
+
+def _learner(
+    resolved: ResolvedRun,
+    tokenizer: Tokenizer,
+    ops: Ops,
+    precision: torch.dtype | None,
+    world: World,
+    registry: Registry,
+    initial: Path | str | None,
+) -> tuple[StepModule, Mixture, frozenset[str]]:
+    """Builds network and objectives on their device.
+
+    Returns:
+        Both as one module, how objectives share batches, and the names of the network's tensors that are random.
+    """
+    settings = resolved.settings
+    # the seed decides the initial weights; objectives draw from the same generator, after the network
+    torch.manual_seed(settings.seed)
+    model = build_network(resolved, tokenizer, ops)
+    random = frozenset(model.state_dict())
+    if initial is not None:
+        # before the objectives are built: one of them may copy the network
+        random = weights.load_into(model, resolved.architecture, tokenizer, initial, registry).random
+    objectives = build_objectives(resolved, tokenizer, ops, model)
+    model.to(world.device)
+    mixture = Mixture(objectives, settings.combine, settings.seed, settings.reduction)
+    mixture.refuse_idle_steps()
+    module = StepModule(model, mixture, precision=precision, world_size=world.size).to(world.device)
+    module.train()
+    if settings.trainer.compile:
+        compiling.compile_blocks(module)
+    return module, mixture, random
+
+
+def _sampling(
+    settings: RunConfig,
+    stores: Sequence[Store],
+    shares: Sequence[float],
+    tokenizer: Tokenizer,
+    mixture: Mixture,
+    world: World,
+    registry: Registry,
+) -> tuple[Sampler, BatchMaker, Validator | None]:
+    """Decides what each step sees, and what is held out."""
+    cropping = {
+        "specials": len(tokenizer.prefix) + len(tokenizer.suffix),
+        "max_length": settings.data.max_length,
+        "min_length": max(settings.data.min_length, *(m.objective.least_residues for m in mixture.members)),
+    }
+    sampler = Sampler(
+        stores,
+        shares,
+        tokens_per_step=settings.trainer.tokens_per_step,
+        validation_fraction=settings.data.validation_fraction if settings.data.validation is None else 0.0,
+        seed=settings.seed,
+        **cropping,
+    )
+    maker = BatchMaker(stores, tokenizer, max_length=settings.data.max_length, seed=settings.seed)
+    return sampler, maker, _validator(settings, registry, world, stores, shares, tokenizer, mixture, cropping)
 
 
 def _host_step(

@@ -199,12 +199,14 @@ class Embedder:
         Raises:
             UserError: also if the weights hold no head, so that the network's is random.
         """
-        from protloom.likelihood import Reader, untrained
+        from protloom.likelihood import Reader, described_untrained, untrained
         from protloom.variant_scores import score_variants
 
         missing = untrained(self.model, self.provenance.get("initialised", ()))
         if missing:
             raise UserError(f"{self.name} cannot score variants: its weights hold no {missing[0]}")
+        if never := self.provenance.get("untrained"):
+            raise UserError(f"{self.name} cannot score variants: {described_untrained(never)}")
         reader = Reader(
             self.model, self.tokenizer, self.prefix, self.tokens_per_batch, max_length=self.max_length, dtype=self.dtype
         )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from protloom.contracts import Architecture, Tokenizer
+    from protloom.weights import Pretrained
 
     F32 = NDArray[np.float32]
     Logits = Callable[[Tensor, Offsets, Tensor], Tensor]
@@ -206,6 +207,34 @@ def can_read(model: Architecture) -> bool:
     return "decode" not in model.capabilities
 
 
+def refuse_untrained(pretrained: Pretrained, name: str, what: str) -> None:
+    """Refuses a model whose probabilities of residues depend on parameters that nobody trained.
+
+    Args:
+        pretrained: the model.
+        name: what messages call it.
+        what: it cannot do, such as ``score``.
+
+    Raises:
+        UserError: says which parameters.
+    """
+    stored = pretrained.stored
+    if untrained(pretrained.architecture, stored.initialised):
+        raise UserError(f"{name} cannot {what}: {'; '.join(pretrained.notes)}")
+    never = untrained(pretrained.architecture, stored.untrained)
+    if never:
+        raise UserError(f"{name} cannot {what}: {described_untrained(never)}")
+
+
+def described_untrained(names: Sequence[str]) -> str:
+    """Says that parameters are random, since no step of a run reached them."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"no objective of its training reached {names[0]}{more}, so its probabilities of residues are random; train "
+        "with an objective that predicts residues too"
+    )
+
+
 def untrained(model: Architecture, initialised: Iterable[str]) -> tuple[str, ...]:
     """Returns those of the parameters that no weights were read for on which probabilities of residues depend.
 
@@ -213,10 +242,10 @@ def untrained(model: Architecture, initialised: Iterable[str]) -> tuple[str, ...
         model: the network.
         initialised: names of parameters that are random, see :class:`protloom.contracts.ImportedWeights`.
     """
-    names = tuple(initialised)
-    if not names or not can_read(model):
-        return names  # a decoder is nothing but what leads to residues
+    names = set(initialised)
     asked = {name: part for name, part in cast("nn.Module", model).named_parameters() if name in names}
+    if not asked or not can_read(model):
+        return tuple(asked)  # a decoder is nothing but what leads to residues
     trained = [part.requires_grad for part in asked.values()]
     try:
         for part in asked.values():

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -48,6 +48,7 @@ class Stored:
         state: exactly the tensors of the network's ``state_dict()``, on the host.
         notes: things to tell the user.
         initialised: parameters that the source does not hold and that are random.
+        untrained: parameters that it holds and that are random, since no step of training reached them.
     """
 
     source: Path
@@ -58,6 +59,7 @@ class Stored:
     state: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
     initialised: tuple[str, ...] = ()
+    untrained: tuple[str, ...] = ()
 
 
 # -------------------------------------------------------------------------------------------------------- writing
@@ -72,6 +74,7 @@ def save_pretrained(
     tokenizer: Tokenizer,
     tokenizer_component: Component,
     tokenizer_config: BaseModel | None,
+    untrained: Sequence[str] = (),
     layout: Literal["auto", "adapter", "native"] = "auto",
 ) -> None:
     """Writes a model folder, beside its place first and then by one rename.
@@ -84,6 +87,7 @@ def save_pretrained(
         tokenizer: goes with it.
         tokenizer_component: where the tokenizer comes from.
         tokenizer_config: the tokenizer's options.
+        untrained: parameters that are random; the record says so.
         layout: adapter: names and config of the architecture's own ecosystem; native: those of protloom; auto: the
             adapter's where there is one and it can express the model.
 
@@ -107,6 +111,7 @@ def save_pretrained(
             "architecture": _origin(component, config),
             "tokenizer": {**_origin(tokenizer_component, tokenizer_config), "fingerprint": tokenizer.fingerprint},
             "sha256": _file_hash(partial / TENSORS),
+            **({"untrained": list(untrained)} if untrained else {}),
         }
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
@@ -187,14 +192,24 @@ def read_model_folder(folder: Path, registry: Registry) -> Stored:
         raise UserError(f"{file} is missing: the model folder is incomplete")
     if _file_hash(file) != record.get("sha256"):
         raise UserError(f"{file} is damaged: its SHA-256 differs from the one in {RECORD}")
+    untrained = tuple(map(str, record.get("untrained", ())))
     if record.get("layout") == "native":
         state: Mapping[str, Tensor] = _load_safetensors(file)
-        return Stored(folder, architecture, config, tokenizer, tokenizer_config, state)
+        return Stored(folder, architecture, config, tokenizer, tokenizer_config, state, untrained=untrained)
     adapter = adapter_of(architecture)
     if adapter is None:
         raise UserError(f"{folder}: architecture {architecture.full_name} {architecture.version} can no longer read it")
     imported = adapter.read(folder)
-    return Stored(folder, architecture, config, tokenizer, tokenizer_config, imported.state, imported.notes)
+    return Stored(
+        folder,
+        architecture,
+        config,
+        tokenizer,
+        tokenizer_config,
+        imported.state,
+        imported.notes,
+        untrained=untrained,
+    )
 
 
 def read_record(file: Path) -> dict[str, Any]:

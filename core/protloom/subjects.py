@@ -86,53 +86,62 @@ def open_subjects(
     from protloom.weights import load_pretrained
 
     where = find_device(device)
-    dtype = compute_dtype(precision, where)
-
-    def embedder(
-        model: torch.nn.Module, tokenizer: Tokenizer, name: str, summary: str, component: Component, weights: str
-    ) -> Embedder:
-        made = Embedder(
-            model,  # type: ignore[arg-type]
-            tokenizer,
-            layer=layer,
-            tokens_per_batch=tokens_per_batch,
-            max_length=max_length,
-            long_policy=long_policy,
-            prefix=None if prefix is None else prefix_ids(tokenizer, prefix),
-            dtype=dtype,
-            name=name,
-            summary=summary,
-            cache=cache,
-        )
-        if prefix is not None:
-            made.provenance["prefix"] = prefix
-        made.provenance.update(
-            weights=weights,
-            architecture=f"{component.full_name} {component.version}",
-            tokenizer=f"{tokenizer.name} {tokenizer_hash(tokenizer)}",
-            precision="fp32" if dtype is None else str(dtype).removeprefix("torch."),
-            code=_code(model),
-        )
-        return made
-
+    options = {
+        "layer": layer,
+        "tokens_per_batch": tokens_per_batch,
+        "max_length": max_length,
+        "long_policy": long_policy,
+        "dtype": compute_dtype(precision, where),
+        "cache": cache,
+    }
     made_here = RANDOM_INIT.fullmatch(source)
     if made_here is not None:
         network, tokenizer, component = fresh_network(made_here["architecture"], registry, device=where, seed=seed)
-        model = embedder(network, tokenizer, source, "untrained network", component, _fingerprint(network))
-        model.provenance["seed"] = seed
+        model = _embedder(network, tokenizer, component, prefix, name=source, summary="untrained network", **options)
+        model.provenance.update(weights=_fingerprint(network), seed=seed)
         return model, None, ()
     pretrained = load_pretrained(source, registry, device=where)
     component, tokenizer = pretrained.stored.architecture, pretrained.tokenizer
-    model = embedder(pretrained.model, tokenizer, source, "the model", component, pretrained.fingerprint)
-    if pretrained.stored.initialised:
-        model.provenance["initialised"] = pretrained.stored.initialised
+    model = _embedder(pretrained.model, tokenizer, component, prefix, name=source, summary="the model", **options)
+    model.provenance.update(weights=pretrained.fingerprint, **_random_parts(pretrained))
     if twin is None:
         return model, None, pretrained.notes
-    other_network = random_twin(pretrained, registry, seed=seed)
-    weights = _fingerprint(other_network)
-    other = embedder(other_network, tokenizer, twin, "same network, untrained", component, weights)
-    other.provenance["seed"] = seed
+    network = random_twin(pretrained, registry, seed=seed)
+    other = _embedder(network, tokenizer, component, prefix, name=twin, summary="same network, untrained", **options)
+    other.provenance.update(weights=_fingerprint(network), seed=seed)
     return model, other, pretrained.notes
+
+
+def _embedder(
+    model: torch.nn.Module, tokenizer: Tokenizer, component: Component, prefix: str | None, **options: Any
+) -> Embedder:
+    """Makes an embedder that states what its features depend on besides the weights."""
+    made = Embedder(
+        model,  # type: ignore[arg-type]
+        tokenizer,
+        prefix=None if prefix is None else prefix_ids(tokenizer, prefix),
+        **options,
+    )
+    if prefix is not None:
+        made.provenance["prefix"] = prefix
+    made.provenance.update(
+        architecture=f"{component.full_name} {component.version}",
+        tokenizer=f"{tokenizer.name} {tokenizer_hash(tokenizer)}",
+        precision="fp32" if made.dtype is None else str(made.dtype).removeprefix("torch."),
+        code=_code(model),
+    )
+    return made
+
+
+def _random_parts(pretrained: Pretrained) -> dict[str, tuple[str, ...]]:
+    """Names a model's random parameters: those that its file lacks, and untrained ones on which residues depend."""
+    from protloom.likelihood import untrained
+
+    found = {
+        "initialised": pretrained.stored.initialised,
+        "untrained": untrained(pretrained.architecture, pretrained.stored.untrained),
+    }
+    return {name: parts for name, parts in found.items() if parts}
 
 
 def fresh_network(

@@ -46,7 +46,7 @@ def collect(objectives: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
         UserError: if something is neither a tensor nor a number: a checkpoint without pickle cannot hold it.
     """
     tensors = {f"objective|{name}": _tensor(f"objective {name}", v) for name, v in objectives.state_dict().items()}
-    for name, parameter in _named(optimizer):
+    for name, parameter in named_parameters(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             if value is None:
                 continue
@@ -68,9 +68,9 @@ def _tensor(what: str, value: Any) -> Tensor:
     return torch.tensor(value, dtype=_DTYPES[type(value)])
 
 
-def _named(optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for group in optimizer.param_groups:
-        yield from zip(group["names"], group["params"], strict=True)
+def named_parameters(optimizer: Optimizer) -> list[tuple[str, Tensor]]:
+    """Returns the parameters that an optimizer moves, with their names."""
+    return [pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)]
 
 
 # ------------------------------------------------------------------------------------------------- on disk
@@ -171,7 +171,7 @@ def _check(
         if value.shape != owned[name].shape:
             shapes = f"{list(owned[name].shape)}, the run's has {list(value.shape)}"
             raise UserError(f"{name!r} of the objectives has shape {shapes}")
-    unknown = sorted(slots.keys() - {name for name, _ in _named(optimizer)})
+    unknown = sorted(slots.keys() - {name for name, _ in named_parameters(optimizer)})
     if unknown:
         raise UserError(f"the checkpoint has optimizer state of {unknown[0]!r}, which the run does not train")
 
@@ -200,4 +200,13 @@ def _restore_optimizer(
             group[key] = value
 
 
-__all__ = ["SafetensorError", "collect", "note_initial", "read", "restore", "write_sharded", "write_whole"]
+__all__ = [
+    "SafetensorError",
+    "collect",
+    "named_parameters",
+    "note_initial",
+    "read",
+    "restore",
+    "write_sharded",
+    "write_whole",
+]

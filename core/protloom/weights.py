@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from protloom.plugins import Registry
 
 __all__ = [
+    "Loaded",
     "Pretrained",
     "Stored",
     "describe",
@@ -236,10 +237,22 @@ def load_pretrained(
     return Pretrained(model.to(device=device, dtype=dtype).eval(), tokenizer, stored, fingerprint(stored.state))
 
 
+class Loaded(NamedTuple):
+    """What was loaded into a network.
+
+    Attributes:
+        notes: things to tell the user.
+        random: names of the parameters that nobody trained.
+    """
+
+    notes: tuple[str, ...]
+    random: frozenset[str]
+
+
 def load_into(
     model: nn.Module, chosen: ChosenComponent, tokenizer: Tokenizer, source: str | Path, registry: Registry
-) -> tuple[str, ...]:
-    """Loads weights into a network that a run has built, and returns notes for the user.
+) -> Loaded:
+    """Loads weights into a network that a run has built.
 
     Args:
         model: the network, whole and on the host.
@@ -268,7 +281,8 @@ def load_into(
     if fits != {name: tuple(value.shape) for name, value in stored.state.items()}:
         raise UserError(f"init: the network of {stored.source} has another size: {', '.join(differing)}")
     _load_state(model, stored)
-    return (*stored.notes, *(f"init: {stored.source} was made with {difference}" for difference in differing))
+    notes = (*stored.notes, *(f"init: {stored.source} was made with {difference}" for difference in differing))
+    return Loaded(notes, frozenset((*stored.initialised, *stored.untrained)))
 
 
 def _load_state(model: nn.Module, stored: Stored) -> None:

@@ -323,10 +323,10 @@ class TestInit:
         made = tokenizer.component.load_factory()(tokenizer.config)
         mine = chosen()
         model = network(mine)
-        assert weights.load_into(model, mine, made, tmp_path / "m", registry) == ()
+        assert weights.load_into(model, mine, made, tmp_path / "m", registry) == ((), frozenset())
         assert same(model.state_dict(), state)
         other = chosen(token_dropout=False)
-        (note,) = weights.load_into(network(other), other, made, tmp_path / "m", registry)
+        (note,) = weights.load_into(network(other), other, made, tmp_path / "m", registry).notes
         assert "token_dropout True (run: False)" in note
         wide = chosen(width=48)
         with pytest.raises(UserError, match=r"another size: width 24 \(run: 48\)"):

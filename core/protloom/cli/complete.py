@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from protloom.data.fasta import write_fasta
     from protloom.data.records import Source
     from protloom.generation import Decoding
+    from protloom.likelihood import refuse_untrained
     from protloom.precision import compute_dtype
     from protloom.subjects import find_device, prefix_ids
     from protloom.weights import load_pretrained
@@ -73,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     source = Source(args.source, registry, column=args.column, strict=args.strict)
     device = find_device(args.device)
     pretrained = load_pretrained(args.model, registry, device=device)
-    if pretrained.stored.initialised:
-        raise UserError(f"{args.model} cannot complete: {'; '.join(pretrained.notes)}")
+    refuse_untrained(pretrained, args.model, "complete")
     for note in pretrained.notes:
         common.warn(note)
     tokenizer = pretrained.tokenizer

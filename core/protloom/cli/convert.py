@@ -63,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         tokenizer=before.tokenizer,
         tokenizer_component=stored.tokenizer,
         tokenizer_config=stored.tokenizer_config,
+        untrained=(*stored.initialised, *stored.untrained),
         layout="native" if args.to == "protloom" else "adapter",
     )
     print(f"wrote {args.out}: {stored.architecture.name}, {sum(t.numel() for t in stored.state.values()):,} parameters")

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, registry: Registry, max_length: int | None = None) -> Reader:
     """Opens the model to be asked."""
-    from protloom.likelihood import Reader, untrained
+    from protloom.likelihood import Reader, refuse_untrained
     from protloom.precision import compute_dtype
     from protloom.subjects import find_device, prefix_ids
     from protloom.weights import load_pretrained
@@ -74,8 +74,7 @@ def _open(args: argparse.Namespace, registry: Registry, max_length: int | None =
     device = find_device(args.device)
     dtype = compute_dtype(args.precision, device)
     pretrained = load_pretrained(args.model, registry, device=device)
-    if untrained(pretrained.architecture, pretrained.stored.initialised):
-        raise UserError(f"{args.model} cannot score: {'; '.join(pretrained.notes)}")
+    refuse_untrained(pretrained, args.model, "score")
     for note in pretrained.notes:
         common.warn(note)
     prefix = None if args.prefix is None else prefix_ids(pretrained.tokenizer, args.prefix)
