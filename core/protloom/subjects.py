@@ -86,14 +86,8 @@ def open_subjects(
     from protloom.weights import load_pretrained
 
     where = find_device(device)
-    options = {
-        "layer": layer,
-        "tokens_per_batch": tokens_per_batch,
-        "max_length": max_length,
-        "long_policy": long_policy,
-        "dtype": compute_dtype(precision, where),
-        "cache": cache,
-    }
+    options: dict[str, Any] = {"layer": layer, "max_length": max_length, "long_policy": long_policy, "cache": cache}
+    options |= {"tokens_per_batch": tokens_per_batch, "dtype": compute_dtype(precision, where)}
     made_here = RANDOM_INIT.fullmatch(source)
     if made_here is not None:
         network, tokenizer, component = fresh_network(made_here["architecture"], registry, device=where, seed=seed)

@@ -95,17 +95,9 @@ def by_convbert(
 
     if pool not in ("mean", "max"):
         raise UserError(f"pool: {pool} with probe: convbert: its layer pools residues; use mean or max")
-    long = 0
-
-    def cut(sequences: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        nonlocal long
-        for states in subject.residues(sequences):
-            long += len(states) > LONGEST
-            yield states[:LONGEST]
-
-    features = FeatureFile(cut(train))
+    given, asked = _Cut(subject), _Cut(subject)
     trained = convbert_fit.fit(
-        features,
+        FeatureFile(given.states(train)),
         list(labels),
         convbert_fit.Options(
             kind,
@@ -116,18 +108,35 @@ def by_convbert(
             getattr(subject, "device", "cpu"),
         ),
     )
-    present: list[bool] = []
-
-    def noted(sequences: Sequence[str]) -> Iterator[NDArray[np.float32]]:
-        for states in cut(sequences):
-            present.append(len(states) > 0)
-            yield states
-
-    found = np.array(list(trained.outputs(noted(scored))), dtype=np.float64)
+    found = np.array(list(trained.outputs(asked.states(scored))), dtype=np.float64)
     if kind in ("regression", "binary"):
         found = found.reshape(len(scored))
-    details = {**trained.details, "sequences_cut_at_1024_residues": long}
-    return Found(found, np.array(features.lengths) > 0, np.array(present, dtype=np.bool_), details)
+    details = {**trained.details, "sequences_cut_at_1024_residues": given.longer + asked.longer}
+    return Found(found, np.array(given.present), np.array(asked.present), details)
+
+
+class _Cut:
+    """The residue states of sequences, cut where they are longer than the layer reads.
+
+    Args:
+        subject: gives the states.
+
+    Attributes:
+        present: whether each sequence had any.
+        longer: how many were cut.
+    """
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self.present: list[bool] = []
+        self.longer = 0
+
+    def states(self, sequences: Sequence[str]) -> Iterator[NDArray[np.float32]]:
+        """Yields ``[l, D]`` of each sequence."""
+        for states in self._subject.residues(sequences):
+            self.present.append(len(states) > 0)
+            self.longer += len(states) > LONGEST
+            yield states[:LONGEST]
 
 
 def by_lora(
