@@ -38,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser,
         "protloom generate runs/diffusion --n 5 --length 120",
         "protloom generate runs/diffusion steps=128 temperature=0.9 --like proteins.fasta --seed 1 -o written.fasta",
-        "protloom show generator",
     )
 
 
