@@ -51,10 +51,10 @@ class Validator:
 
         ``loss`` is what training minimises: the weighted sum of all terms' means, or one mean (``reduction``). Each
         objective has the mean of every term (``loss/ALIAS``, or ``loss/ALIAS.TERM`` for several) and of every metric
-        that it gives. Where its array
-        ``targets`` tells which tokens are asked for there are ``scored``, their number, ``scored_residues``, and
-        ``unigram_entropy`` of the residues among them: what a model that knows nothing but how common each residue is
-        would score at best. A term in nats has ``perplexity`` = exp(mean nats per scored item).
+        that it gives. A term in nats has ``perplexity`` = exp(mean nats per scored item). Where its array ``targets``
+        tells which tokens are asked for there are ``scored``, their number, ``scored_residues``, and, beside a loss in
+        nats, ``unigram_entropy`` of the residues among them: what a model that knows nothing but how common each
+        residue is would score at best.
         """
         was_training = module.training
         module.eval()
@@ -76,7 +76,8 @@ class Validator:
                 continue
             results[f"validation/scored/{alias}"] = float(sums.targets.sum())
             results[f"validation/scored_residues/{alias}"] = float(sums.targets[self._residues].sum())
-            results[f"validation/unigram_entropy/{alias}"] = entropy(sums.targets[self._residues])
+            if any(term.nats for term in terms.values()) or "residue_loss" in sums.metrics:
+                results[f"validation/unigram_entropy/{alias}"] = entropy(sums.targets[self._residues])
         module.train(was_training)
         return {"validation/loss": loss, **results}
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from plugin_files import Site
 from tiny_run import Options, environment, lines, options_in
 
 from protloom.cli import main
@@ -134,3 +135,39 @@ def test_what_cleaning_dropped_is_told(options: Options, tmp_path: Path, capsys:
     capsys.readouterr()
     assert main(["score", str(odd), "--model", str(tmp_path / "run")]) == 0
     assert "warning: 1 record of 2: '*' inside: dropped" in capsys.readouterr().err
+
+
+WEIGHTED = """
+from protloom.contracts import Term
+from protloom_plugins.objectives.mlm import MaskedLM
+
+class Weighted(MaskedLM):
+    def __init__(self, config, build):
+        super().__init__(config, build)
+        self.terms = {name: Term() for name in self.terms}
+"""
+
+
+def test_a_loss_that_is_not_in_nats_is_not_called_so(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor held against residue frequencies, nor in the report: its level means something else."""
+    spec = 'ObjectiveSpec(name="own", factory="acme_nats_code:Weighted", config="{}.mlm_config:MaskedLMConfig")'
+    source = "from protloom import ObjectiveSpec, hookimpl\n@hookimpl\ndef protloom_objectives():\n    return [{}]\n"
+    site = Site(tmp_path)
+    site.add("acme", "acme_nats", source.format(spec.format("protloom_plugins.objectives")))
+    (tmp_path / "acme_nats_code.py").write_text(WEIGHTED)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["train", *options(), "objective=own"]) == 0
+    said = capsys.readouterr().out
+    assert "validation after step 6: own " in said
+    assert "nats" not in said
+    last = [line for line in lines(tmp_path / "run") if "validation/loss/own" in line][-1]
+    assert last["validation/scored/own"] > 0
+    assert not any("unigram" in key or "perplexity" in key for key in last)
+    assert main(["report", str(tmp_path / "run"), "--json"]) == 0
+    assert "residue frequencies" not in capsys.readouterr().out
+    assert main(["train", *options("plain")]) == 0
+    assert "nats per scored token (perplexity" in capsys.readouterr().out
+    for name in ("acme_nats", "acme_nats_code"):
+        sys.modules.pop(name)
