@@ -12,10 +12,10 @@ RUN = (*SHELL, "python", "diff")
 READ = ("yaml", "toml", "json")
 """Languages of blocks that must parse."""
 OUTPUT = "text"
-NEEDS = ("data", "gpu", "internet")
+NEEDS = ("data", "gpu", "gpus", "internet", "minutes")
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
-_NOTE = re.compile(r"^\s*(?:%|<!--)\s*(needs|file):\s*(.*?)\s*(?:-->)?$")
+_NOTE = re.compile(r"^\s*(?:%|<!--)\s*(needs|file|reduced):\s*(.*?)\s*(?:-->)?$")
 _FILE = re.compile(r"^# file: (\S+)$")
 
 
@@ -29,6 +29,8 @@ class Block:
         text: without the fences.
         needs: what must be there to run it, of :data:`NEEDS`: a comment before it, ``% needs: data``.
         named: the file that a comment before it names, ``% file: proteins.fasta``.
+        reduced: a command of protloom and words that the tests add to its lines: a comment before the block,
+            ``% reduced: train trainer.steps=2``, where what is shown takes hours.
     """
 
     where: str
@@ -36,6 +38,7 @@ class Block:
     text: str
     needs: tuple[str, ...] = ()
     named: str | None = None
+    reduced: str = ""
 
     @property
     def file(self) -> str | None:
@@ -67,11 +70,25 @@ class Block:
                 kept.append(line)
         return "\n".join(kept)
 
+    def in_short(self, script: str) -> str:
+        """Returns a script whose commands are reduced as the comment before the block says."""
+        if not self.reduced:
+            return script
+        command, _, words = self.reduced.partition(" ")
+        lines, found = [], False
+        for line in script.split("\n"):
+            call = re.match(rf"^(?:! )?protloom {command}\b[^#|>&;]*", line)
+            found = found or call is not None
+            lines.append(line if call is None else f"{call[0].rstrip()} {words} {line[call.end() :]}".rstrip())
+        if not found:
+            raise ValueError(f"{self.where}: no line to reduce begins with 'protloom {command}'")
+        return "\n".join(lines)
+
     def step(self) -> dict[str, str]:
         """Returns what ``run_page.py`` does for this block."""
         if self.file is not None:
             return {"where": self.where, "do": "write", "text": self.text, "file": self.file}
-        text = self.script if self.language in SHELL else self.text
+        text = self.in_short(self.script) if self.language in SHELL else self.text
         return {"where": self.where, "do": "shell" if self.language in SHELL else self.language, "text": text}
 
 
@@ -99,6 +116,6 @@ def blocks(text: str, page: str) -> Iterator[Block]:
         language = words[0] if words else ""
         if not language.startswith("{"):
             needs = tuple(re.split(r"[,\s]+", notes["needs"])) if "needs" in notes else ()
-            yield Block(f"{page}:{at + 1}", language, body, needs, notes.get("file"))
+            yield Block(f"{page}:{at + 1}", language, body, needs, notes.get("file"), notes.get("reduced", ""))
         notes = {}
         at = end + 1

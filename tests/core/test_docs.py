@@ -1,13 +1,15 @@
-"""What the pages of the documentation show works as it stands there, and the site builds."""
+"""What the README and the pages of the documentation show works as it stands there, and the site builds."""
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import importlib.util
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -27,10 +29,15 @@ from protloom.errors import UserError
 from protloom.plugins import Registry
 from protloom.specs import KINDS
 from protloom.testing import checks
+from protloom.testing.materials import proteins
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+EXAMPLES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "plugins" / "examples").glob("*/README.md"))
+SHOWN = ["README.md", *EXAMPLES, *PAGES]
+"""Everything whose blocks of code are run."""
+PAGES_TO_COME = {"bench", "plan"}
 DRIVER = Path(__file__).with_name("run_page.py")
 
 
@@ -41,7 +48,7 @@ def blocks_of(page: str) -> list[Block]:
 # ------------------------------------------------------------------------------------------------- without running
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", SHOWN)
 def test_blocks_are_sound(page: str) -> None:
     """What each block is can be told, it parses, and its commands are understood: also those that nothing runs here."""
     for block in blocks_of(page):
@@ -107,15 +114,28 @@ def test_what_a_new_plugin_says_is_understood(kind: str) -> None:
     understood(scaffold.words_of(kind, "mine")["USE"], kind)
 
 
-EXAMPLES = sorted((ROOT / "plugins" / "examples").glob("*/README.md"))
+def test_the_commands_in_the_tables_of_the_readme_are_understood() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("|")]
+    found = [command for row in rows for command in re.findall(r"`(protloom [a-z][^`]*)`", row)]
+    assert len(found) > 20
+    for command in found:
+        if "--help" not in command and len(command.split()) > 2:
+            understood(command, "README.md")
 
 
-@pytest.mark.parametrize("readme", EXAMPLES, ids=lambda path: path.parent.name)
-def test_what_the_examples_say_is_understood(readme: Path) -> None:
-    commands = [line for block in blocks(readme.read_text(), readme.parent.name) for line in block.text.splitlines()]
-    assert any("protloom" in command for command in commands)
-    for command in commands:
-        understood(command, readme.parent.name)
+def test_every_command_is_used_on_a_page() -> None:
+    """Not only listed in the reference: there is a page that shows what it is for, and runs it."""
+    pages = [page for page in PAGES if not page.startswith("docs/reference/")]
+    lines = [line for page in pages for b in blocks_of(page) if b.language in SHELL for line in b.commands]
+    used = {match[1] for line in lines if (match := re.search(r"\bprotloom (?:--no-plugin \S+ )?([a-z][a-z-]*)", line))}
+    assert used >= set(COMMANDS) - PAGES_TO_COME
+
+
+def test_make_knows_what_the_readme_tells_it_to() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    told = re.findall(r"^make ([a-z-]+)|`make ([a-z-]+)`", (ROOT / "README.md").read_text(), re.M)
+    assert told
+    assert {one or other for one, other in told} <= targets
 
 
 # ---------------------------------------------------------------------------------------------------- generated parts
@@ -190,12 +210,37 @@ def environment_of(folder: Path, python: Path, cache: Path) -> dict[str, str]:
     return {**os.environ, **own, "PIP_ROOT_USER_ACTION": "ignore", "COLUMNS": "100"}
 
 
+def copy_of(page: str, folder: Path) -> None:
+    """Puts into a page's folder what its reader has there: a checkout, the plugin, or the example plugins.
+
+    And a few proteins under the names of files that it takes for granted.
+    """
+    ignored = shutil.ignore_patterns("__pycache__")
+    if page == "README.md":
+        parts = ("core", "plugins", "tasks", "pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt")
+        for part in parts:
+            copy: Callable[..., object] = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part, **({"ignore": ignored} if (ROOT / part).is_dir() else {}))
+    elif page in EXAMPLES:
+        shutil.copytree((ROOT / page).parent, folder, ignore=ignored, dirs_exist_ok=True)
+    else:
+        shutil.copytree(ROOT / "plugins" / "examples", folder / "plugins" / "examples", ignore=ignored)
+    if page in ("README.md", *EXAMPLES):
+        sequences = proteins([40 + i % 80 for i in range(200)])
+        fasta = "".join(f">p{i}\n{sequence}\n" for i, sequence in enumerate(sequences))
+        (folder / "proteins.fasta").write_text(fasta)
+        (folder / "uniref50.fasta.gz").write_bytes(gzip.compress(fasta.encode()))
+        (folder / "my_family.csv").write_text("id,sequence\n" + "".join(f"f{i},{s}\n" for i, s in enumerate(sequences)))
+        pairs = zip(sequences[::2], sequences[1::2], strict=True)
+        (folder / "pairs.tsv").write_text("".join(f"q{i}\t{a}\t{b}\n" for i, (a, b) in enumerate(pairs)))
+
+
 Runner = Callable[[Sequence[Block]], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def run_blocks(tmp_path: Path, cache_folder: Path) -> Runner:
-    """Runs blocks in a folder and an environment of their own."""
+    """Runs blocks in a folder and an environment of their own; ``copy_of`` the page fills the folder first."""
     python = fresh_environment(tmp_path / "venv")
     env = environment_of(tmp_path, python, cache_folder)
     folder = tmp_path / "page"
@@ -222,10 +267,13 @@ def missing(need: str, request: pytest.FixtureRequest) -> str:
         except pytest.skip.Exception as reason:
             return str(reason)
         request.getfixturevalue("monkeypatch").setenv("PROTLOOM_DATA", str(data))
-    elif need == "gpu":
+    elif need in ("gpu", "gpus"):
         import torch
 
-        return "" if torch.cuda.is_available() else "no CUDA device"
+        wanted = 1 if need == "gpu" else 8
+        return "" if torch.cuda.device_count() >= wanted else f"{torch.cuda.device_count()} of {wanted} CUDA devices"
+    elif need == "minutes":
+        return "" if os.environ.get("PROTLOOM_TEST_MINUTES") else "takes minutes: set PROTLOOM_TEST_MINUTES=1"
     elif not os.environ.get("PROTLOOM_TEST_INTERNET"):
         return "no internet: set PROTLOOM_TEST_INTERNET=1 where there is"
     return ""
@@ -238,15 +286,16 @@ def to_run(page: str) -> list[object]:
 
 
 @pytest.mark.parametrize(
-    "page", [case for page in PAGES if any(b.runs for b in blocks_of(page)) for case in to_run(page)]
+    "page", [case for page in SHOWN if any(b.runs for b in blocks_of(page)) for case in to_run(page)]
 )
-def test_a_page_runs(page: str, request: pytest.FixtureRequest) -> None:
+def test_a_page_runs(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found = blocks_of(page)
     reasons = {need: missing(need, request) for need in {need for block in found for need in block.needs}}
     left = {block.where: reasons[need] for block in found if block.runs for need in block.needs if reasons[need]}
     kept = [block for block in found if block.where not in left]
     if any(block.runs for block in kept):
         run: Runner = request.getfixturevalue("run_blocks")  # after the variables are set that it hands on
+        copy_of(page, tmp_path / "page")
         done = run(kept)
         assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
     if left:
@@ -281,6 +330,22 @@ def test_what_a_block_needs() -> None:
     assert [block.language for block in found] == ["bash", "bash", "bash", "", "text"]
     assert [block.file for block in found] == [None, None, None, None, "a.csv"]
     assert found[1].where == "page:7"
+
+
+def test_what_is_reduced() -> None:
+    """The words come behind the command, before a comment or a pipe; other commands stay; one must be there."""
+    text = "<!-- reduced: train trainer.steps=2 a=b -->\n```bash\nprotloom train x.yaml --out runs/a   # long\n"
+    text += "protloom show run > a.json\n! protloom train y\n```\n```bash\nprotloom train z\n```\n"
+    first, second = blocks(text, "page")
+    assert first.step()["text"].split("\n") == [
+        "protloom train x.yaml --out runs/a trainer.steps=2 a=b # long",
+        "protloom show run > a.json",
+        "! protloom train y trainer.steps=2 a=b",
+    ]
+    assert second.step()["text"] == "protloom train z"
+    (nothing,) = blocks("% reduced: train x\n```bash\nprotloom show run\n```\n", "page")
+    with pytest.raises(ValueError, match="page:2: no line to reduce"):
+        nothing.step()
 
 
 # --------------------------------------------------------------------------------------------------------- the site
