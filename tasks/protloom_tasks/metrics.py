@@ -73,10 +73,22 @@ def neighbours(
         similar = unit[start:stop] @ against.T  # [rows, m]
         if database is None:
             similar[np.arange(stop - start), np.arange(start, stop)] = -np.inf
-        best = np.sort(np.argpartition(-similar, k - 1, axis=1)[:, :k], axis=1)
+        best = np.sort(_largest(similar, k), axis=1)
         order = np.argsort(-np.take_along_axis(similar, best, axis=1), axis=1, kind="stable")
         found[start:stop] = np.take_along_axis(best, order, axis=1)
     return found
+
+
+def _largest(values: NDArray[np.floating], k: int) -> NDArray[np.int64]:
+    """Returns the columns of the ``k`` largest values of each row, ``[n, k]``, any order; of equal ones the first."""
+    chosen = np.argpartition(-values, k - 1, axis=1)[:, :k]
+    least = np.take_along_axis(values, chosen, axis=1).min(axis=1)
+    # a partition takes any of those that are equal to the least one
+    for row in np.flatnonzero((values >= least[:, None]).sum(axis=1) > k):
+        above = np.flatnonzero(values[row] > least[row])
+        equal = np.flatnonzero(values[row] == least[row])
+        chosen[row] = np.concatenate([above, equal[: k - len(above)]])
+    return np.asarray(chosen, dtype=np.int64)
 
 
 def _unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

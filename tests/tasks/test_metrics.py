@@ -34,10 +34,11 @@ def cosine_ranking(queries: np.ndarray, database: np.ndarray | None, k: int) -> 
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 @pytest.mark.parametrize("apart", [False, True])
-def test_neighbours_by_brute_force(rows: int, apart: bool) -> None:
+@pytest.mark.parametrize("ties", [False, True])
+def test_neighbours_by_brute_force(rows: int, apart: bool, ties: bool) -> None:
     rng = np.random.default_rng(0)
-    queries = rng.normal(size=(23, 6))
-    database = rng.normal(size=(31, 6)) if apart else None
+    queries, database = ((np.eye(6)[rng.integers(0, 4, n)] if ties else rng.normal(size=(n, 6))) for n in (23, 31))
+    database = database if apart else None
     found = metrics.neighbours(queries, 9, database, rows=rows)
     assert found.tolist() == cosine_ranking(queries, database, 9)
 
@@ -77,9 +78,12 @@ def precision_loop(
 
 
 @pytest.mark.parametrize("length", [5, 20, 33, 61])
-def test_precision_at_by_brute_force(length: int) -> None:
+@pytest.mark.parametrize("ties", [False, True])
+def test_precision_at_by_brute_force(length: int, ties: bool) -> None:
     rng = np.random.default_rng(length)
     scores = rng.normal(size=(length, length))
+    if ties:
+        scores = np.round(scores)  # equal scores keep the order of pairs
     contacts = rng.random((length, length)) < 0.2
     resolved = rng.random(length) < 0.8
     found = metrics.precision_at(scores, contacts, resolved)

@@ -263,6 +263,36 @@ def test_saved_classes_give_the_metric_again(tmp_path: Path) -> None:
     assert result.value == pytest.approx(np.mean([a == b for a, b in pairs]))
 
 
+class Seen(floors.Floor):
+    """A subject whose features tell a state for each residue: that of its letter in the order H, E, C."""
+
+    name = "seen"
+
+    def residues(self, sequences: Sequence[str]) -> Iterator[Any]:
+        for sequence in sequences:
+            yield np.eye(3, dtype=np.float32)[["HEC".index(c) for c in sequence]]
+
+
+def test_q3_with_masks_on_proteins_made_by_hand(tmp_path: Path) -> None:
+    text = "accuracy: Q3\n" + STATES
+    training = ("HECHEC,HECHEC,111111,train", "CEH,CEH,111,train")  # the letter is the state
+    tested = (
+        "HHEEC,HEEHC,11101,test",  # right where seen: H, not E, E; the wrong fourth is masked; C: 3 of 4
+        "CCC,HEC,001,test",  # one residue is resolved, and right: 1 of 1
+        "HEH,?HH,111,test",  # no label, wrong, right: 1 of 2
+        "HHH,EEE,000,test",  # nothing is resolved: it counts nowhere
+    )
+    result = make(tmp_path, text, (*training, *tested)).run(Seen())
+    assert result.metric == "Q3"
+    assert result.value == pytest.approx((3 + 1 + 1) / (4 + 1 + 2))
+    assert result.metrics["Q3 per protein"] == pytest.approx((3 / 4 + 1 + 1 / 2) / 3)
+    assert result.predictions["output"] == ["HHE-C", "--C", "-EH", "---"]
+    assert result.predictions["label"] == ["HEE-C", "--C", "-HH", "---"]
+    # H: true twice, right twice; E: twice, once; C: twice, twice; and E is given once for H, H once for E
+    each = {"H": 2 / 3, "E": 1 / 2, "C": 1.0}
+    assert {name: result.metrics[f"recall {name}"] for name in each} == pytest.approx(each)
+
+
 # --------------------------------------------------------------------------------------------------- the shipped ones
 
 

@@ -55,10 +55,16 @@ def recall_loop(queries, labels, database, database_labels, k):
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_recalls_by_brute_force(apart: bool) -> None:
+@pytest.mark.parametrize("ties", [False, True])
+def test_recalls_by_brute_force(apart: bool, ties: bool) -> None:
     rng = np.random.default_rng(0)
-    queries, labels = rng.normal(size=(60, 5)), rng.integers(0, 25, 60)
-    database, against = (rng.normal(size=(80, 5)), rng.integers(0, 40, 80)) if apart else (queries, labels)
+
+    def features(n: int) -> np.ndarray:
+        """Directions, or few of them: of equal similarities the earlier row is nearer."""
+        return np.eye(5)[rng.integers(0, 5, n)] if ties else rng.normal(size=(n, 5))
+
+    queries, labels = features(60), rng.integers(0, 25, 60)
+    database, against = (features(80), rng.integers(0, 40, 80)) if apart else (queries, labels)
     pair = (database, {"fold": against}) if apart else (None, None)
     table = recalls(queries, {"fold": labels}, *pair)
     assert set(table) == {f"Recall@{k}:fold" for k in RANKS}
