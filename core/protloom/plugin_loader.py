@@ -12,18 +12,18 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
-from inspect import isroutine
 from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 
 from protloom import hookspecs
 from protloom import specs as contracts
-from protloom.errors import UserError, did_you_mean
-from protloom.specs import KINDS, Ref, Spec
+from protloom.errors import UserError
+from protloom.plugin_checks import KIND_OF_HOOK, PluginProblem, check_hooks, check_specs
+from protloom.specs import Ref, Spec
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -34,14 +34,6 @@ OWN = "protloom"
 """The distribution whose components bare names always mean."""
 
 State = Literal["ok", "blocked", "broken", "clashing"]
-
-_NAME = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-_KIND_OF_HOOK = {hook: kind for kind, hook in hookspecs.HOOK_OF_KIND.items()}
-
-
-class PluginProblem(Exception):
-    """Something in a plugin that its author has to change."""
 
 
 @dataclass(frozen=True)
@@ -319,86 +311,22 @@ def _ask(plugin: Any) -> list[tuple[str, Spec]]:
     """Returns (kind, spec) of everything that a plugin's hooks offer."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
-    _check_hooks(plugin, manager)
+    check_hooks(plugin, manager)
     try:
         manager.register(plugin)
     except pluggy.PluginValidationError as error:  # a wrong argument, told over several lines
         raise PluginProblem(" ".join(str(error).split())) from error
     found: list[tuple[str, Spec]] = []
     offered = 0
-    for hook, kind in _KIND_OF_HOOK.items():
+    for hook, kind in KIND_OF_HOOK.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             offered += 1
             if implementation.wrapper or implementation.hookwrapper:
                 raise PluginProblem(f"{hook} is a hook wrapper, which protloom does not use; return a list of specs")
-            found.extend((kind, spec) for spec in _check_specs(hook, kind, implementation.function()))
+            found.extend((kind, spec) for spec in check_specs(hook, kind, implementation.function()))
     if not offered:
-        raise PluginProblem(f"no hook found: mark a function such as {next(iter(_KIND_OF_HOOK))} with @hookimpl")
+        raise PluginProblem(f"no hook found: mark a function such as {next(iter(KIND_OF_HOOK))} with @hookimpl")
     return found
-
-
-def _check_hooks(plugin: Any, manager: pluggy.PluginManager) -> None:
-    """Raises where a function named like a hook is none, or was not marked as one."""
-    home = getattr(plugin, "__name__", None)
-    for name in dir(plugin):
-        member = getattr(plugin, name, None)
-        if not isroutine(member):
-            continue
-        options = manager.parse_hookimpl_opts(plugin, name)
-        if options is not None:
-            hook = options.get("specname") or name
-            if hook not in _KIND_OF_HOOK:
-                raise PluginProblem(f"there is no hook {hook!r}.{did_you_mean(hook, _KIND_OF_HOOK)}")
-        elif name.startswith(f"{GROUP}_") and getattr(member, "__module__", home) == home:
-            if name in _KIND_OF_HOOK:
-                raise PluginProblem(f"{name} lacks @hookimpl (from protloom import hookimpl)")
-            raise PluginProblem(f"there is no hook {name!r}.{did_you_mean(name, _KIND_OF_HOOK)}")
-
-
-def _check_specs(hook: str, kind: str, result: Any) -> Sequence[Spec]:
-    """Returns what a hook returned if it is a list of proper specs of its kind."""
-    wanted = KINDS[kind]
-    if not isinstance(result, list | tuple):
-        raise PluginProblem(f"{hook} returned {type(result).__name__}, not a list of {wanted.__name__}")
-    for spec in result:
-        if not isinstance(spec, wanted):
-            raise PluginProblem(f"{hook} returned a {type(spec).__name__} in its list, not a {wanted.__name__}")
-        _check_spec(hook, kind, spec)
-    return result
-
-
-def _check_spec(hook: str, kind: str, spec: Spec) -> None:
-    # only a task may name a variant, such as ss3:casp12
-    parts = spec.name.split(":", 1 if kind == "task" else 0) if isinstance(spec.name, str) else [""]
-    if not all(_NAME.fullmatch(part) for part in parts):
-        raise PluginProblem(
-            f"{hook}: illegal {kind} name {spec.name!r}; use lower-case letters and digits, words joined by - or _"
-        )
-    if not isinstance(spec.api_version, int) or spec.api_version < 1:
-        raise PluginProblem(f"{kind} {spec.name!r}: api_version is {spec.api_version!r}, not a whole number from 1")
-    written, newest, oldest = spec.api_version, contracts.API_VERSION, contracts.OLDEST_API_VERSION
-    if written > newest:
-        raise PluginProblem(
-            f"{kind} {spec.name!r} was written for api_version {written}, this protloom offers {newest}: upgrade"
-            " protloom, or install an older version of the plugin"
-        )
-    if written < oldest:
-        raise PluginProblem(
-            f"{kind} {spec.name!r} was written for api_version {written}, this protloom supports {oldest} to {newest}:"
-            " upgrade the plugin, or install an older protloom"
-        )
-    for field, ref in _references(spec).items():
-        if isinstance(ref, str):
-            if not _REFERENCE.fullmatch(ref):
-                raise PluginProblem(f"{kind} {spec.name!r}: {field} {ref!r} is not of the form 'package.module:attr'")
-        elif not callable(ref):
-            raise PluginProblem(f"{kind} {spec.name!r}: {field} is a {type(ref).__name__}, neither code nor its name")
-
-
-def _references(spec: Spec) -> Mapping[str, Any]:
-    optional = {name: getattr(spec, name, None) for name in ("weights", "identity")}
-    references = {"factory": spec.factory, "config": spec.config, **optional}
-    return {field: ref for field, ref in references.items() if ref is not None or field == "factory"}
 
 
 def _check_unique(components: Sequence[Component], stub: PluginInfo, earlier: Sequence[PluginInfo]) -> None:

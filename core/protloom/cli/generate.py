@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"{args.out} exists: remove it first, or choose another name")
     from protloom import generators
     from protloom.data.fasta import write_fasta
+    from protloom.likelihood import refuse_untrained
     from protloom.precision import compute_dtype
     from protloom.subjects import find_device
     from protloom.weights import load_pretrained
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     pretrained = load_pretrained(args.model, registry, device=device)
     if pretrained.stored.initialised:
         raise UserError(f"{args.model} cannot write: {'; '.join(pretrained.notes)}")
+    refuse_untrained(pretrained, args.model, "generate")
     for note in pretrained.notes:
         common.warn(note)
     written = generators.generate(
