@@ -45,6 +45,7 @@ def test_plugins_imports_no_numerical_library() -> None:
         "protloom.cli.plugins",
         "protloom.errors",
         "protloom.hookspecs",
+        "protloom.plugin_checks",
         "protloom.plugin_loader",
         "protloom.plugins",
         "protloom.specs",
