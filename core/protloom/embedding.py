@@ -36,6 +36,11 @@ CHUNK = 2048
 """Sequences pooled, and kept in a cache, at once: what a killed process loses."""
 
 
+def batch_tokens(device: torch.device) -> int:
+    """Returns how many tokens a packed batch should have where nobody says: on CPU, what its caches can hold."""
+    return 4096 if device.type == "cpu" else 8192
+
+
 class Embedder:
     """Features of sequences from the hidden states of one network.
 
@@ -45,6 +50,7 @@ class Embedder:
         layer: which hidden state: 0 is the embedding's output, ``model.depth`` the final one; negative numbers count
             from the end; None is the final one.
         tokens_per_batch: tokens of a packed batch, special symbols included; a longer sequence gets a batch of its own.
+            None: :func:`batch_tokens` of the device.
         max_length: residues that the network sees at once.
         long_policy: what happens to a longer sequence. ``crop``: only its first ``max_length`` residues get features.
             ``window``: windows that overlap by half cover it; a residue's feature comes from the window that has it
@@ -75,7 +81,7 @@ class Embedder:
         tokenizer: Tokenizer,
         *,
         layer: int | None = None,
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int | None = None,
         max_length: int = 1024,
         long_policy: LongPolicy = "auto",
         prefix: Sequence[int] | None = None,
@@ -91,10 +97,10 @@ class Embedder:
             raise UserError(f"layer {layer}: the network has hidden states 0 (embedding) to {depth} (final)")
         if long_policy not in get_args(LongPolicy):
             raise UserError(f"long policy {long_policy!r}.{did_you_mean(long_policy, get_args(LongPolicy))}")
-        if max_length < 1 or tokens_per_batch < 1:
+        if max_length < 1 or (tokens_per_batch is not None and tokens_per_batch < 1):
             raise UserError("max_length and tokens_per_batch must be at least 1")
         self.model, self.tokenizer, self.layer, self.name = model, tokenizer, number, name
-        self.tokens_per_batch, self.max_length, self.long_policy = tokens_per_batch, max_length, long_policy
+        self.max_length, self.long_policy = max_length, long_policy
         self.prefix = tuple(tokenizer.prefix if prefix is None else prefix)
         self.dtype, self.summary, self.cache = dtype, summary, cache
         self.provenance: dict[str, Any] = {"layer": number, "max_length": max_length, "long_policy": long_policy}
@@ -103,6 +109,7 @@ class Embedder:
             module.to(device)
         first = next(module.parameters(), None)
         self.device = torch.device("cpu" if first is None else first.device)
+        self.tokens_per_batch = batch_tokens(self.device) if tokens_per_batch is None else tokens_per_batch
         self.counts: Counter[str] = Counter()
         self.memo: dict[tuple[Any, ...], Any] = {}
 

@@ -55,7 +55,7 @@ def open_subjects(
     layer: int | None = None,
     device: str = "auto",
     precision: str = "fp32",
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     max_length: int = 1024,
     long_policy: LongPolicy = "auto",
     prefix: str | None = None,

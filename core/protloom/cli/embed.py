@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protloom.allocator import keep_freed_memory
 from protloom.cli import common
 from protloom.errors import UserError
 
@@ -38,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="longer sequences: their first N residues; overlapping windows; or left out (crop; window for none)",
     )
-    parser.add_argument("--tokens-per-batch", type=int, default=8192, metavar="N", help="memory (8192)")
+    parser.add_argument("--tokens-per-batch", type=int, metavar="N", help="memory (8192; on CPU 4096)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
     parser.add_argument("--column", metavar="C", help="sequence column of a table")
@@ -80,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
     )
     for note in notes:
         common.warn(note)
+    if embedder.device.type == "cpu":
+        keep_freed_memory()  # an allocator that cannot is as good as before
     if args.pool == "cls":
         embedder.pooled([], "cls")  # says at once if there is no first symbol
     with open_embeddings(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from protloom.allocator import keep_freed_memory
 from protloom.cli import common, task_sweep
 from protloom.errors import UserError
 
@@ -197,6 +198,8 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
     )
     for note in notes:
         common.warn(note)
+    if model.device.type == "cpu":
+        keep_freed_memory()  # an allocator that cannot is as good as before
     corpus = None if subjects.is_random_init(args.model) else open_run_corpus(args.model, registry)
     return Request(model, twin, variant=_variant(args), corpus=corpus, **shared)
 
