@@ -15,9 +15,9 @@ import yaml
 from protloom import config, weights
 from protloom.contracts import Generator
 from protloom.errors import UserError
-from protloom.plugin_loader import normalise
+from protloom.plugins.loader import normalise
 from protloom.rng import CounterRNG
-from protloom.run_folder import CONFIG
+from protloom.run.folder import CONFIG
 from protloom.specs import GeneratorSpec
 
 if TYPE_CHECKING:

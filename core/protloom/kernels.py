@@ -11,8 +11,8 @@ from protloom.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from protloom.plugin_loader import Component
     from protloom.plugins import Registry
+    from protloom.plugins.loader import Component
 
 
 def choose(choice: str | Mapping[str, str], registry: Registry, device: torch.device, dtype: torch.dtype) -> ops.Ops:

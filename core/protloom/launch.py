@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from protloom import budget, checkpoint, config, kernels, run_changes, run_folder
+from protloom import budget, checkpoint, config, kernels
 from protloom.assembly import Assembly, assemble
 from protloom.budget import Amount, Spent
 from protloom.checkpoint import TrainState
@@ -18,6 +18,8 @@ from protloom.errors import UserError
 from protloom.metrics import say
 from protloom.phases import Phases
 from protloom.profiling import Profiled
+from protloom.run import changes as run_changes
+from protloom.run import folder as run_folder
 from protloom.trainer import Trainer
 
 if TYPE_CHECKING:

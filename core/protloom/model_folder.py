@@ -28,8 +28,8 @@ from protloom.files import share
 from protloom.specs import ArchitectureSpec
 
 if TYPE_CHECKING:
-    from protloom.plugin_loader import Component
     from protloom.plugins import Registry
+    from protloom.plugins.loader import Component
 
 FORMAT = 1
 RECORD, TENSORS, CONFIG = "protloom.json", "model.safetensors", "config.json"

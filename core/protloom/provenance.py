@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 FEATURES = (
-    "protloom.embedding",
+    "protloom.embedding.embedder",
     "protloom.inference",
     "protloom.kernels",
     "protloom.ops",

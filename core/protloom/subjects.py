@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from protloom.contracts import Subject, Tokenizer
-    from protloom.embedding_cache import EmbeddingCache
-    from protloom.plugin_loader import Component
+    from protloom.embedding.cache import EmbeddingCache
     from protloom.plugins import Registry
+    from protloom.plugins.loader import Component
     from protloom.weights import Pretrained
 
 RANDOM_INIT = re.compile(r"(?:floor:)?random-init\((?P<architecture>[^()]+)\)")

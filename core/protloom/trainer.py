@@ -23,7 +23,7 @@ from protloom.flops import FlopCounter, matmul_peak, real_tokens
 from protloom.metrics import MetricLog, Progress
 from protloom.phases import Phases
 from protloom.rng import CounterRNG
-from protloom.run_log import Stepped, Window, describe, step_line
+from protloom.run.log import Stepped, Window, describe, step_line
 from protloom.step import DeviceShare, first_bad_module, to_device
 from protloom.stopping import StopRequest, stop_on_signals
 

@@ -35,8 +35,8 @@ from protloom.model_folder import (
 from protloom.specs import ArchitectureSpec
 
 if TYPE_CHECKING:
-    from protloom.plugin_loader import Component
     from protloom.plugins import Registry
+    from protloom.plugins.loader import Component
 
 __all__ = [
     "Loaded",

@@ -16,7 +16,7 @@ import yaml
 from protloom.cli import COMMANDS, Parser
 from protloom.cli.show import option_rows
 from protloom.compare.plan import ComparisonConfig
-from protloom.config_source import as_mapping, recipes
+from protloom.config.source import as_mapping, recipes
 from protloom.plugins import OWN, Component, Registry
 from protloom.settings import ObjectiveMix, RunConfig
 from protloom.specs import KINDS, ArchitectureSpec, TaskSpec

@@ -29,8 +29,8 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from protloom import config_source
-from protloom.config_errors import explain
+from protloom.config import source as config_source
+from protloom.config.errors import explain
 from protloom.errors import UserError, did_you_mean
 from protloom.settings import Section
 from protloom_tasks.datasets.published import Fetch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import Field, ValidationError, create_model
 
-from protloom.config_errors import explain
+from protloom.config.errors import explain
 from protloom.errors import UserError, did_you_mean
 from protloom.settings import Section
 from protloom_tasks.definition import ENGINES, Engine, load, named

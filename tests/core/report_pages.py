@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from protloom import config_source
+from protloom.config import source as config_source
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 CONFIG: dict[str, Any] = {

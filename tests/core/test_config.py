@@ -10,7 +10,7 @@ from plugin_files import Site
 
 from protloom import config
 from protloom.config import ResolvedRun
-from protloom.config_source import dump, parse, recipes
+from protloom.config.source import dump, parse, recipes
 from protloom.errors import UserError
 from protloom.plugins import Registry
 
@@ -493,7 +493,7 @@ def test_the_schema_survives_a_component_that_cannot_be_loaded(acme: Registry) -
 
 def test_the_schema_of_every_component_is_self_contained(registry: Registry) -> None:
     jsonschema = pytest.importorskip("jsonschema", reason="the referee for JSON Schema is not installed")
-    from protloom.config_schema import component_schema
+    from protloom.config.schema import component_schema
 
     for component in registry.components():
         schema = component_schema(component)

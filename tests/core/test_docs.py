@@ -24,7 +24,7 @@ from test_plugin_wheel import fresh_environment
 
 from protloom import scaffold
 from protloom.cli import COMMANDS
-from protloom.config_schema import run_schema
+from protloom.config.schema import run_schema
 from protloom.errors import UserError
 from protloom.plugins import Registry
 from protloom.specs import KINDS

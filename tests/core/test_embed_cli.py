@@ -22,11 +22,11 @@ import tiny_model
 import torch
 from pyarrow import parquet
 
-from protloom import embedding_files
 from protloom.cli import main
 from protloom.contracts import Offsets
 from protloom.data.records import Entry
-from protloom.embed_corpus import embed_corpus
+from protloom.embedding import files as embedding_files
+from protloom.embedding.corpus import embed_corpus
 from protloom.plugins import Registry
 from protloom.subjects import open_subjects
 from protloom.weights import load_pretrained
@@ -284,7 +284,7 @@ def test_a_second_run_computes_nothing(
 
 SCRIPT = """
 import sys
-from protloom import embedding_files
+from protloom.embedding import files as embedding_files
 from protloom.cli import embed, main
 embedding_files.COMMIT_SECONDS = 0.0
 embed._show = lambda summary: print(summary.added, file=sys.stderr, flush=True)

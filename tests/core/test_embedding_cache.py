@@ -15,10 +15,10 @@ import pytest
 import tiny_model
 import toy_tasks
 
-from protloom import embedding_cache
 from protloom.cli import main
 from protloom.embedding import Embedder
-from protloom.embedding_cache import EmbeddingCache, default_folder
+from protloom.embedding import cache as embedding_cache
+from protloom.embedding.cache import EmbeddingCache, default_folder
 from protloom.plugins import Registry
 from protloom.subjects import open_subjects
 

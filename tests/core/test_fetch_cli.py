@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 from file_server import FileServer, serve
 
-from protloom import download, task_suite
+from protloom import download
 from protloom.cli import data_fetch, main
 from protloom.contracts import HasSequences
 from protloom.download import Patience
 from protloom.plugins import Registry
+from protloom.task import suite as task_suite
 
 Capture = pytest.CaptureFixture[str]
 

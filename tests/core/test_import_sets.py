@@ -45,9 +45,10 @@ def test_plugins_imports_no_numerical_library() -> None:
         "protloom.cli.plugins",
         "protloom.errors",
         "protloom.hookspecs",
-        "protloom.plugin_checks",
-        "protloom.plugin_loader",
+        "protloom.plugins.checks",
+        "protloom.plugins.loader",
         "protloom.plugins",
+        "protloom.plugins.registry",
         "protloom.specs",
     }
     # of the built-in plugins only the modules that name components, none that holds one

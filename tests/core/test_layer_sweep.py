@@ -14,9 +14,9 @@ import tiny_model
 import toy_tasks
 
 from protloom.cli import main
-from protloom.embedding_cache import EmbeddingCache
+from protloom.embedding.cache import EmbeddingCache
+from protloom.embedding.layers import Sweep
 from protloom.errors import UserError
-from protloom.layer_sweep import Sweep
 from protloom.plugins import Registry
 from protloom.subjects import open_subjects
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from protloom import run_folder
 from protloom.errors import UserError
+from protloom.run import folder as run_folder
 
 
 def test_two_processes_do_not_train_one_run(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protloom import task_suite
 from protloom.contracts import HasSequences
 from protloom.data import overlap
 from protloom.data.overlap import Audit, Count, Index, occurring, overlaps
 from protloom.data.records import Source
 from protloom.errors import UserError
 from protloom.plugins import Registry
+from protloom.task import suite as task_suite
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 

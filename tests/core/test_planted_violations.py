@@ -16,8 +16,8 @@ from torch import nn
 
 from protloom.contracts import Encoded, Losses, Metric, Packed, Prepared, TaskResult, Term
 from protloom.objective import Objective
-from protloom.plugin_loader import Component, PluginInfo
 from protloom.plugins import Registry
+from protloom.plugins.loader import Component, PluginInfo
 from protloom.settings import Section
 from protloom.specs import (
     ArchitectureSpec,

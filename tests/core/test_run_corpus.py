@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from tiny_run import options_in
 
-from protloom import checkpoint, run_corpus
+from protloom import checkpoint
 from protloom.cli import main
 from protloom.contracts import TaskResult
 from protloom.data.store import Store, build_store, open_corpus
 from protloom.data.totals import Rule
 from protloom.plugins import Registry
-from protloom.run_corpus import RunCorpus, describe, mark, open_run_corpus
+from protloom.run import corpus as run_corpus
+from protloom.run.corpus import RunCorpus, describe, mark, open_run_corpus
 
 PEPTIDES = ["MKTAYIAKQR", "ACDEFGHIKL", "WWWWWWWWWW"]
 

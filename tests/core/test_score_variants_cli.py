@@ -16,9 +16,9 @@ from scipy.stats import spearmanr
 from protloom.cli import main
 from protloom.likelihood import Reader
 from protloom.plugins import Registry
-from protloom.variant_scores import score_variants
-from protloom.variant_table import rank_correlation
 from protloom.variants import make_variants
+from protloom.variants.scores import score_variants
+from protloom.variants.table import rank_correlation
 from protloom.weights import load_pretrained
 
 WILD_TYPE = "MKTAYIAKQRQISFVKSHFSRQ"

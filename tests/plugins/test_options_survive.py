@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from protloom import config
-from protloom.config_source import recipes
+from protloom.config.source import recipes
 from protloom.plugins import Registry
 
 REGISTRY = Registry.discover()

@@ -21,8 +21,8 @@ from protloom.errors import UserError
 from protloom.likelihood import Reader, untrained, window
 from protloom.plugins import Registry
 from protloom.subjects import open_subjects
-from protloom.variant_scores import check_method, possible_methods, score_variants
 from protloom.variants import METHODS, Variant, make_variants
+from protloom.variants.scores import check_method, possible_methods, score_variants
 from protloom.weights import load_pretrained
 from protloom_plugins.tokenizers.ankh import Ankh3Tokenizer, Ankh3TokenizerConfig
 

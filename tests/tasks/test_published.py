@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from protloom import task_suite
 from protloom.contracts import HasDownloads
 from protloom.errors import UserError
 from protloom.plugins import Registry
+from protloom.task import suite as task_suite
 from protloom_tasks.datasets.files import Source
 from protloom_tasks.datasets.published import Fetch, convert, download_of
 

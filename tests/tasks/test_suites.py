@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from protloom import task_suite
-from protloom.config_source import shipped
+from protloom.config.source import shipped
 from protloom.plugins import Registry
+from protloom.task import suite as task_suite
 
 PROTEINJEPA = (
     *("remote-homology", "solubility", "signal-peptide", "neuropeptide", "beta-lactamase", "peptide-hla"),

@@ -18,7 +18,7 @@ from protloom.contracts import BuildContext
 from protloom.errors import UserError
 from protloom.plugins import Registry
 from protloom.subjects import open_subjects, random_twin
-from protloom.task_suite import expand
+from protloom.task.suite import expand
 
 QUICK = ("--limit", "12", "--set", "proteome_size=400")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from protloom import task_suite
 from protloom.contracts import HasSequences
 from protloom.errors import UserError
 from protloom.plugins import Registry
+from protloom.task import suite as task_suite
 from protloom_tasks.sequence_task import SequenceConfig, SequenceTask
 from protloom_tasks.simulated.proteome import simulate
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protloom import task_aggregate
 from protloom.cli import main
 from protloom.plugins import Registry
-from protloom.task_aggregate import AssayValue, aggregate
-from protloom.task_suite import select
+from protloom.task import aggregate as task_aggregate
+from protloom.task.aggregate import AssayValue, aggregate
+from protloom.task.suite import select
 from protloom_tasks.variant_metrics import METRICS
 
 Capture = pytest.CaptureFixture[str]

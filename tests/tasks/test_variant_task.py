@@ -19,7 +19,7 @@ from protloom.contracts import VariantScorer
 from protloom.errors import UserError
 from protloom.plugins import Registry
 from protloom.subjects import open_subjects
-from protloom.task_suite import build
+from protloom.task.suite import build
 from protloom.variants import Variant, make_variants
 from protloom_tasks.floors import Kmer2
 from protloom_tasks.variant_floors import BLOSUM62, HYDROPHOBICITY, Hydrophobicity, Substitution

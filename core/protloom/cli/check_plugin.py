@@ -11,8 +11,8 @@ from protloom.cli import common
 from protloom.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from protloom.plugin_loader import Component
     from protloom.plugins import Registry
+    from protloom.plugins.loader import Component
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -110,7 +110,7 @@ def _extra(args: argparse.Namespace) -> Mapping[str, Any]:
 
 def _options(settings: list[str], component: Component) -> dict[str, Any]:
     """Returns the options of a component; each goes to those that have it."""
-    from protloom.config_source import split_override
+    from protloom.config.source import split_override
 
     if not settings:
         return {}

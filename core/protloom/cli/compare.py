@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _claim(folder: Path, planned: Plan) -> None:
     """Makes the folder, or makes sure that it holds this very comparison."""
-    from protloom import config_source
+    from protloom.config import source as config_source
     from protloom.files import write_text
 
     stated = planned.config.model_dump(mode="json")

@@ -84,8 +84,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _wanted(names: Sequence[str], registry: Registry) -> _Wanted:
-    from protloom import task_faults, task_suite
     from protloom.contracts import HasDownloads
+    from protloom.task import faults as task_faults
+    from protloom.task import suite as task_suite
 
     found = _Wanted()
     selection = task_suite.select(names, registry)

@@ -88,8 +88,9 @@ class _Told:
 
 def _tasks(wanted: Sequence[str] | None, args: argparse.Namespace, registry: Registry) -> _Told:
     """Builds the tasks that names mean; without names, every real one whose data are there."""
-    from protloom import task_faults, task_suite
     from protloom.contracts import HasSequences
+    from protloom.task import faults as task_faults
+    from protloom.task import suite as task_suite
 
     found = _Told()
     # a task may score its validation set by default, and then needs no test set to run

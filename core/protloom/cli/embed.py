@@ -13,8 +13,8 @@ from protloom.errors import UserError
 
 if TYPE_CHECKING:
     from protloom.data.records import Source
-    from protloom.embed_corpus import Summary
     from protloom.embedding import Embedder
+    from protloom.embedding.corpus import Summary
 
 POOLS = ("mean", "max", "cls", "none")
 
@@ -58,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Embeds the sequences and prints what was done."""
     from protloom.data.records import Source
-    from protloom.embed_corpus import embed_corpus
-    from protloom.embedding_files import check_target, open_embeddings
+    from protloom.embedding.corpus import embed_corpus
+    from protloom.embedding.files import check_target, open_embeddings
     from protloom.subjects import open_subjects
 
     if args.include_specials and args.pool in ("none", "cls"):

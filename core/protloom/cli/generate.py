@@ -115,7 +115,7 @@ def _lengths(args: argparse.Namespace, registry: Registry) -> Sequence[int]:
 
 
 def _options(words: Sequence[str]) -> dict[str, Any]:
-    from protloom.config_source import split_override
+    from protloom.config.source import split_override
 
     options: dict[str, Any] = {}
     for word in words:

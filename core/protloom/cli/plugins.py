@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from protloom.cli import common
-from protloom.plugin_loader import Component, PluginInfo
+from protloom.plugins.loader import Component, PluginInfo
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

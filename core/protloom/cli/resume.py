@@ -19,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Resumes, and returns 0 when the run ended as it should."""
-    from protloom import run_folder
     from protloom.budget import Amount
+    from protloom.run import folder as run_folder
 
     pause = Amount.parse(args.pause_at) if args.pause_at else None
 

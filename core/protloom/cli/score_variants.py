@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from protloom.data.records import Entry
     from protloom.likelihood import Reader
     from protloom.plugins import Registry
-    from protloom.variant_scores import Scores
-    from protloom.variant_table import VariantTable
     from protloom.variants import Variant
+    from protloom.variants.scores import Scores
+    from protloom.variants.table import VariantTable
 
 
 DEFAULTS: Mapping[str, object] = {"first_residue": 1, "max_length": 1024, "score_column": "score"}
@@ -63,9 +63,9 @@ def run(args: argparse.Namespace, registry: Registry, reader_of: Callable[[int],
         reader_of: opens the model that sees so many residues at once; called when the input is known to be good.
     """
     from protloom.files import write_text
-    from protloom.variant_scores import check_method, known_method, score_variants
-    from protloom.variant_table import read_variants
     from protloom.variants import METHODS
+    from protloom.variants.scores import check_method, known_method, score_variants
+    from protloom.variants.table import read_variants
 
     if args.residues:
         raise UserError("--residues is for sequences: leave it out, or leave --wild-type out")
@@ -121,7 +121,7 @@ def _summary(
 ) -> dict[str, Any]:
     from statistics import median
 
-    from protloom.variant_table import rank_correlation
+    from protloom.variants.table import rank_correlation
 
     rows, measured = table.measured()
     sizes = Counter("other length" if v.mutations is None else len(v.mutations) for v in variants)

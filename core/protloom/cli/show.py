@@ -53,7 +53,7 @@ def _show_run(args: argparse.Namespace, registry: Registry) -> None:
     if args.name is not None:
         common.fail(f"'show {RUN}' takes no name, found {args.name!r}; a component is shown by KIND NAME")
     if args.schema:
-        from protloom.config_schema import run_schema
+        from protloom.config.schema import run_schema
 
         common.print_json(run_schema(registry))
         return
@@ -69,7 +69,7 @@ def _show_run(args: argparse.Namespace, registry: Registry) -> None:
 
 def _show_recipes(args: argparse.Namespace, registry: Registry) -> None:
     """Lists the recipes, or prints one."""
-    from protloom.config_source import recipes
+    from protloom.config.source import recipes
     from protloom.errors import did_you_mean
     from protloom.plugins import OWN
 
@@ -109,7 +109,7 @@ def _show_component(args: argparse.Namespace, registry: Registry) -> None:
     _check_kind(args.kind)
     component = registry.resolve(args.kind, name)
     if args.schema:
-        from protloom.config_schema import component_schema
+        from protloom.config.schema import component_schema
 
         common.print_json(component_schema(component))
         return

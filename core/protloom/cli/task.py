@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace, registry: Registry) -> int:
-    from protloom import task_suite
+    from protloom.task import suite as task_suite
 
     records: list[dict[str, Any]] = []
     for name in task_suite.names(registry):
@@ -94,7 +94,7 @@ def _status(card: Mapping[str, Any]) -> str:
 
 
 def _show(args: argparse.Namespace, registry: Registry) -> int:
-    from protloom import task_suite
+    from protloom.task import suite as task_suite
 
     chosen = task_suite.select([args.name], registry)
     failed = dict(chosen.unable)
@@ -121,7 +121,8 @@ def _card(
     component: str, options: Mapping[str, Any], args: argparse.Namespace, registry: Registry
 ) -> Mapping[str, Any]:
     """Returns the card of a task; raises UserError where the task is broken."""
-    from protloom import task_faults, task_suite
+    from protloom.task import faults as task_faults
+    from protloom.task import suite as task_suite
 
     task = task_suite.build(component, registry, data_dir=args.data_dir, options=options)
     return task_faults.card(registry.resolve("task", component), task)

@@ -9,7 +9,7 @@ from protloom.cli import common
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
-    from protloom.task_aggregate import Aggregate, Table
+    from protloom.task.aggregate import Aggregate, Table
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Averages and prints."""
-    from protloom import task_aggregate
+    from protloom.task import aggregate as task_aggregate
 
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: must be at least 0")

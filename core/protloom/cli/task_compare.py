@@ -9,7 +9,7 @@ from protloom.cli import common
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
-    from protloom.task_compare import Comparison
+    from protloom.task.compare import Comparison
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compares; returns 1 if no task is common to both."""
-    from protloom import task_compare
+    from protloom.task import compare as task_compare
 
     margins = tuple(args.margin or task_compare.MARGINS)
     if any(not margin >= 0 for margin in margins):
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(found: Comparison, margins: tuple[float, ...]) -> None:
     from protloom.cli.task_tables import signed
-    from protloom.task_compare import summary
+    from protloom.task.compare import summary
 
     print(f"A: {found.first}\nB: {found.second}\n")
     rows = []

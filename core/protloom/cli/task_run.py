@@ -15,11 +15,11 @@ from protloom.cli import common, task_sweep
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
-    from protloom.embedding_cache import EmbeddingCache
+    from protloom.embedding.cache import EmbeddingCache
     from protloom.plugins import Registry
-    from protloom.task_results import ResultFolder
-    from protloom.task_run import Built, Report, Request
-    from protloom.task_suite import Selection
+    from protloom.task.results import ResultFolder
+    from protloom.task.run import Built, Report, Request
+    from protloom.task.suite import Selection
 
 
 def configure(run: argparse.ArgumentParser) -> None:
@@ -87,8 +87,9 @@ def data_option(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, registry: Registry) -> int:
     """Runs the tasks; returns 1 if one failed."""
-    from protloom import task_run, task_suite
     from protloom.cli import task_tables
+    from protloom.task import run as task_run
+    from protloom.task import suite as task_suite
 
     _check(args)
     sweep = task_sweep.is_sweep(args)
@@ -139,14 +140,14 @@ def _folder(args: argparse.Namespace) -> ResultFolder | None:
         if args.out is not None and not Path(args.out).parent.is_dir():
             raise UserError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
         return None
-    from protloom.task_results import ResultFolder
+    from protloom.task.results import ResultFolder
 
     return ResultFolder(Path(args.out), common.warn)
 
 
 def _build(chosen: Selection, args: argparse.Namespace, registry: Registry) -> tuple[list[Built], list[Report]]:
     """Builds the tasks; those that cannot run are told at once, before a model is opened, and once a reason."""
-    from protloom import task_run
+    from protloom.task import run as task_run
 
     built: list[Built] = []
     reasons: dict[str, list[str]] = {}
@@ -167,8 +168,8 @@ def _build(chosen: Selection, args: argparse.Namespace, registry: Registry) -> t
 
 def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder | None) -> Request:
     from protloom import subjects
-    from protloom.run_corpus import open_run_corpus
-    from protloom.task_run import FLOOR, TWIN, Request
+    from protloom.run.corpus import open_run_corpus
+    from protloom.task.run import FLOOR, TWIN, Request
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -205,7 +206,7 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
 
 
 def _cache(args: argparse.Namespace) -> EmbeddingCache | None:
-    from protloom.embedding_cache import GIGABYTES, EmbeddingCache, default_folder
+    from protloom.embedding.cache import GIGABYTES, EmbeddingCache, default_folder
 
     if args.no_cache:
         return None
@@ -228,7 +229,7 @@ def _finish(args: argparse.Namespace, reports: Sequence[Report], request: Reques
     from protloom.cli import task_tables
     from protloom.files import write_text
     from protloom.plain_data import plain
-    from protloom.task_run import as_record
+    from protloom.task.run import as_record
 
     def document(*, items: bool) -> dict[str, Any]:
         asked = (request.model, request.twin) if request is not None else ()

@@ -12,10 +12,10 @@ from protloom.cli import common
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
-    from protloom.layer_sweep import Sweep
+    from protloom.embedding.layers import Sweep
     from protloom.plugins import Registry
-    from protloom.task_run import Built, Entry, Request
-    from protloom.task_suite import Choice
+    from protloom.task.run import Built, Entry, Request
+    from protloom.task.suite import Choice
 
 
 def configure(run: argparse.ArgumentParser) -> None:
@@ -48,9 +48,9 @@ def is_sweep(args: argparse.Namespace) -> bool:
 
 def run(choices: Sequence[Choice], args: argparse.Namespace, registry: Registry, request: Request) -> int:
     """Runs every task for every layer and pooling; returns 1 if one failed."""
-    from protloom import task_run
     from protloom.embedding import Embedder
-    from protloom.layer_sweep import Sweep, parse_layers
+    from protloom.embedding.layers import Sweep, parse_layers
+    from protloom.task import run as task_run
 
     base = request.model
     if not isinstance(base, Embedder):
@@ -80,7 +80,7 @@ def _task(
     choice: Choice, sweep: Sweep, pools: Sequence[str], request: Request, build: Callable[[Choice], Built]
 ) -> tuple[dict[tuple[int, str], tuple[Built, Entry]], list[str]]:
     """Returns what every layer and pooling reaches, and what went wrong."""
-    from protloom import task_run
+    from protloom.task import run as task_run
 
     table: dict[tuple[int, str], tuple[Built, Entry]] = {}
     errors: list[str] = []
@@ -105,7 +105,7 @@ def _task(
 
 
 def _record(task: str, table: dict[tuple[int, str], tuple[Built, Entry]]) -> dict[str, Any]:
-    from protloom.task_run import number
+    from protloom.task.run import number
 
     built, first = next(iter(table.values()))
     sign = -1 if built.card.get("better") == "lower" else 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from protloom.cli import common
 
 if TYPE_CHECKING:
-    from protloom.task_run import Report
+    from protloom.task.run import Report
 
 LEGEND = (
     "Brackets are 95 % intervals. 'model minus this' compares both on the same resampled items: the model is 'better'"
@@ -62,8 +62,8 @@ def _size(report: Report, details: Mapping[str, Any]) -> str:
 
 
 def _notes(report: Report) -> Iterator[str]:
-    from protloom.run_corpus import describe
-    from protloom.task_results import LONG
+    from protloom.run.corpus import describe
+    from protloom.task.results import LONG
 
     if any(entry.result.details.get("converged") is False for entry in report.entries):
         yield "a probe stopped before it converged; see 'converged' in --json"

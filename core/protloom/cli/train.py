@@ -45,8 +45,8 @@ def run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and returns 0 when the run ended as it should."""
-    from protloom import run_folder
     from protloom.budget import Amount
+    from protloom.run import folder as run_folder
 
     pause = Amount.parse(args.pause_at) if args.pause_at else None
     known = registry(args)
@@ -98,7 +98,7 @@ def run_file_and_overrides(args: argparse.Namespace) -> tuple[str | None, list[s
 def report(finished: Any) -> int:
     """Prints what a run did and what to do with it."""
     from protloom.metrics import say
-    from protloom.run_log import summary
+    from protloom.run.log import summary
 
     if finished.main:
         say(f"{'done' if finished.complete else 'stopped'}: {summary(finished.state)}; run folder {finished.run_dir}")

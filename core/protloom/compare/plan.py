@@ -9,11 +9,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from protloom import config, config_source, run_folder
+from protloom import config
 from protloom.budget import ENDLESS, UNITS, Amount
-from protloom.config_errors import explain
+from protloom.config import source as config_source
+from protloom.config.errors import explain
 from protloom.errors import UserError, did_you_mean
 from protloom.plugins import Registry
+from protloom.run import folder as run_folder
 from protloom.settings import Section
 
 

@@ -22,11 +22,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom import checkpoint, config_source, run_folder
+from protloom import checkpoint
 from protloom.compare.foreign_load import LoadMeter
 from protloom.compare.plan import Plan
+from protloom.config import source as config_source
 from protloom.errors import UserError
 from protloom.files import write_text
+from protloom.run import folder as run_folder
 
 if TYPE_CHECKING:
     from protloom.contracts import Subject, Task, TaskResult
@@ -144,7 +146,7 @@ class Runner:
 
     def tasks(self) -> Mapping[str, Task]:
         """Builds the tasks of the plan; raises UserError if one is unknown or lacks its data."""
-        from protloom import task_suite
+        from protloom.task import suite as task_suite
 
         if not self._tasks:
             config = self._plan.config

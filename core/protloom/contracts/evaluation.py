@@ -87,7 +87,7 @@ class VariantScorer(Protocol):
         Args:
             wild_type: residues as letters.
             variants: of this wild type.
-            method: how a network is asked, see :mod:`protloom.variant_scores`; means nothing to a floor.
+            method: how a network is asked, see :mod:`protloom.variants.scores`; means nothing to a floor.
 
         Raises:
             protloom.errors.UserError: if the subject cannot serve the method, or not for such variants.

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from protloom import checkpoint, config_source, run_folder
+from protloom import checkpoint
+from protloom.config import source as config_source
 from protloom.data.layout import Store, is_store
 from protloom.errors import UserError
+from protloom.run import folder as run_folder
 
 if TYPE_CHECKING:
     from protloom.plugins import Registry

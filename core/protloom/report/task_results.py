@@ -47,8 +47,8 @@ def read_all(path: Path) -> list[TaskFile]:
     """
     if not path.is_dir():
         return [read(path)]
-    from protloom.task_results import HOME, ResultFolder, reports
-    from protloom.task_run import as_record
+    from protloom.task.results import HOME, ResultFolder, reports
+    from protloom.task.run import as_record
 
     damaged: list[str] = []
     found = reports(ResultFolder(path, damaged.append).records()) if (path / HOME).is_dir() else {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from protloom.errors import UserError
-from protloom.plugin_loader import one_line
+from protloom.plugins.loader import one_line
 
 if TYPE_CHECKING:
     from protloom.plugins import Component, Registry

@@ -66,7 +66,7 @@ class Noise:
 
 
 def _make(request: Request) -> Task:
-    from protloom import task_suite
+    from protloom.task import suite as task_suite
 
     name = request.registry.shortest(request.component)
     data = request.extra.get("data_dir")
@@ -158,7 +158,7 @@ def a_result_says_what_it_was_made_of(request: Request) -> None:
 def a_result_survives_writing(request: Request) -> None:
     """Written as JSON and read again, a result is what it was: a run of many tasks goes on where it was stopped."""
     from protloom.plain_data import plain
-    from protloom.task_results import fields_of, result_of
+    from protloom.task.results import fields_of, result_of
 
     result = _run(request)
     if result is None:

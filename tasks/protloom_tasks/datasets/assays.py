@@ -13,8 +13,8 @@ import numpy as np
 
 from protloom.data.fasta import read_fasta
 from protloom.errors import UserError, did_you_mean
-from protloom.variant_table import variant_columns
 from protloom.variants import STOP, Variant, make_variants
+from protloom.variants.table import variant_columns
 from protloom_tasks.datasets import formats
 from protloom_tasks.datasets.files import Source, sha256
 from protloom_tasks.datasets.selection import text_of

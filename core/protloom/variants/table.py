@@ -18,7 +18,7 @@ from protloom.errors import UserError, did_you_mean
 from protloom.variants import Variant, make_variants
 
 if TYPE_CHECKING:
-    from protloom.variant_scores import Scores
+    from protloom.variants.scores import Scores
 
 MUTANT_COLUMNS = ("mutant", "mutants", "mutation", "mutations", "variant", "hgvs_pro")
 """Names by which the column of substitutions is recognised, in any case, the first that is there."""

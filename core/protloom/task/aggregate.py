@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from protloom.errors import UserError
-from protloom.task_compare import find_records
+from protloom.task.compare import find_records
 
 if TYPE_CHECKING:
-    from protloom.task_results import Record
+    from protloom.task.results import Record
 
 DRAWS = 10_000
 """Bootstrap draws of the standard error over proteins."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from protloom.data.records import Entry
     from protloom.embedding import Embedder
-    from protloom.embedding_files import EmbeddingFile
+    from protloom.embedding.files import EmbeddingFile
 
 Pooling = Literal["mean", "max", "cls", "none"]
 

@@ -29,12 +29,12 @@ from protloom.data.streams import WriteError
 from protloom.errors import UserError
 from protloom.files import write_text
 from protloom.plain_data import plain
-from protloom.task_run import TWIN, Entry, Report, against, intervals, number
+from protloom.task.run import TWIN, Entry, Report, against, intervals, number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from protloom.task_run import Built
+    from protloom.task.run import Built
 
 Record = Mapping[str, Any]
 

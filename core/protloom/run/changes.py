@@ -10,7 +10,7 @@ import yaml
 
 from protloom import schedules
 from protloom.errors import UserError
-from protloom.run_folder import document
+from protloom.run.folder import document
 
 if TYPE_CHECKING:
     from protloom.config import ResolvedRun

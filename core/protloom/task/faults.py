@@ -11,10 +11,10 @@ import numpy as np
 from protloom.contracts import Task, TaskResult
 from protloom.errors import UserError
 from protloom.plain_data import plain
-from protloom.plugin_loader import one_line
+from protloom.plugins.loader import one_line
 
 if TYPE_CHECKING:
-    from protloom.plugin_loader import Component
+    from protloom.plugins.loader import Component
 
 T = TypeVar("T")
 

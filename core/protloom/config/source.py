@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from protloom.errors import UserError, did_you_mean
-from protloom.plugin_loader import normalise
 from protloom.plugins import OWN, Registry, split_size
+from protloom.plugins.loader import normalise
 
 RECIPE = "recipe:"
 SEQUENCES = (".fasta", ".fa", ".faa", ".fasta.gz", ".fa.gz", ".csv", ".tsv", ".parquet")

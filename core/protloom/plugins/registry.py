@@ -13,10 +13,8 @@ from dataclasses import replace
 from importlib import metadata
 
 from protloom.errors import UserError, did_you_mean
-from protloom.plugin_loader import OWN, Component, PluginInfo, find_plugins, is_named, normalise
+from protloom.plugins.loader import OWN, Component, PluginInfo, find_plugins, is_named, normalise
 from protloom.specs import KINDS
-
-__all__ = ["DISABLE_VARIABLE", "OWN", "Component", "PluginInfo", "Registry", "split_size"]
 
 DISABLE_VARIABLE = "PROTLOOM_DISABLE_PLUGINS"
 """Environment variable: names of plugins to block, separated by commas."""

@@ -22,7 +22,7 @@ import pluggy
 from protloom import hookspecs
 from protloom import specs as contracts
 from protloom.errors import UserError
-from protloom.plugin_checks import KIND_OF_HOOK, PluginProblem, check_hooks, check_specs
+from protloom.plugins.checks import KIND_OF_HOOK, PluginProblem, check_hooks, check_specs
 from protloom.specs import Ref, Spec
 
 if TYPE_CHECKING:

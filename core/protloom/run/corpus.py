@@ -20,7 +20,7 @@ from protloom.data.chunk import hash_slices, lengths_of, offsets_of
 from protloom.data.store import find_corpus
 from protloom.data.totals import Rule
 from protloom.errors import UserError
-from protloom.run_folder import CONFIG
+from protloom.run.folder import CONFIG
 from protloom.settings import DataConfig
 
 if TYPE_CHECKING:

@@ -12,17 +12,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom import __version__, provenance, run_corpus, task_faults, task_suite
+from protloom import __version__, provenance
 from protloom.errors import UserError, did_you_mean
-from protloom.plugin_loader import one_line
+from protloom.plugins.loader import one_line
+from protloom.run import corpus as run_corpus
 from protloom.scoring import Difference, paired_difference
+from protloom.task import faults as task_faults
+from protloom.task import suite as task_suite
 
 if TYPE_CHECKING:
     from protloom.contracts import Subject, Task, TaskResult
     from protloom.plugins import Registry
-    from protloom.run_corpus import RunCorpus
-    from protloom.task_results import ResultFolder
-    from protloom.task_suite import Choice
+    from protloom.run.corpus import RunCorpus
+    from protloom.task.results import ResultFolder
+    from protloom.task.suite import Choice
 
 FLOOR = "floor:"
 """What the name of a floor begins with."""

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 from protloom.errors import UserError
 
 Method = Literal["masked-marginals", "wt-marginals", "pll", "sentinel-pll"]
-"""How a network is asked about variants; :mod:`protloom.variant_scores` says what each is."""
+"""How a network is asked about variants; :mod:`protloom.variants.scores` says what each is."""
 METHODS: tuple[Method, ...] = get_args(Method)
 """Every method, the usual one first."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from protloom.config_source import COMPONENT_SECTIONS, as_mapping
+from protloom.config.source import COMPONENT_SECTIONS, as_mapping
 from protloom.errors import UserError
 from protloom.plugins import Component, Registry
 from protloom.settings import ObjectiveMix, RunConfig

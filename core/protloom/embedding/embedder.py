@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from protloom.contracts import Architecture, Tokenizer
-    from protloom.embedding_cache import EmbeddingCache
+    from protloom.embedding.cache import EmbeddingCache
     from protloom.variants import Variant
 
     F32 = NDArray[np.float32]
@@ -198,7 +198,7 @@ class Embedder:
             return cast("F32", corrected.permute(1, 2, 0).contiguous().cpu().numpy())
 
     def score_variants(self, wild_type: str, variants: Sequence[Variant], method: str) -> NDArray[np.float64]:
-        """Returns ``[n]`` scores of variants in nats; see :func:`protloom.variant_scores.score_variants`.
+        """Returns ``[n]`` scores of variants in nats; see :func:`protloom.variants.scores.score_variants`.
 
         The layer does not matter: the network's own head is asked. :attr:`counts` adds up ``variants``,
         ``variant_passes`` and ``variants_windowed``: those whose protein is longer than ``max_length``.
@@ -207,7 +207,7 @@ class Embedder:
             UserError: also if the weights hold no head, so that the network's is random.
         """
         from protloom.likelihood import Reader, described_untrained, untrained
-        from protloom.variant_scores import score_variants
+        from protloom.variants.scores import score_variants
 
         missing = untrained(self.model, self.provenance.get("initialised", ()))
         if missing:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from protloom.compare import significance
 from protloom.errors import UserError, did_you_mean
 from protloom.scoring import Difference, paired_difference
-from protloom.task_results import HOME, ResultFolder, result_of
+from protloom.task.results import HOME, ResultFolder, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from protloom.task_results import Record
+    from protloom.task.results import Record
 
 MARGINS = (0.005, 0.0, 0.001, 0.01)
 """Differences within a margin are ties; the first is the one that is told in words."""

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from protloom import config, task_faults
-from protloom.config_errors import explain
-from protloom.config_source import named, parse, shipped
+from protloom import config
+from protloom.config.errors import explain
+from protloom.config.source import named, parse, shipped
 from protloom.errors import UserError, did_you_mean
 from protloom.plugins import OWN
 from protloom.settings import Section
 from protloom.specs import TaskSpec
+from protloom.task import faults as task_faults
 
 if TYPE_CHECKING:
     from protloom.contracts import Task

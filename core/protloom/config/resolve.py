@@ -13,18 +13,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from protloom import config_source as source
-from protloom.config_errors import Path as KeyPath
-from protloom.config_errors import explain, keys_of
-from protloom.config_schema import run_schema
-from protloom.config_source import Override, dump
+from protloom.config import source
+from protloom.config.errors import Path as KeyPath
+from protloom.config.errors import explain, keys_of
+from protloom.config.source import Override
 from protloom.errors import UserError, did_you_mean
-from protloom.plugin_loader import ageing, normalise
 from protloom.plugins import Component, Registry
+from protloom.plugins.loader import ageing, normalise
 from protloom.settings import ObjectiveMix, RunConfig
 from protloom.specs import ArchitectureSpec
-
-__all__ = ["Chosen", "ChosenObjective", "Override", "ResolvedRun", "choose", "dump", "load", "run_schema"]
 
 M = TypeVar("M", bound=BaseModel)
 
