@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
@@ -184,7 +185,7 @@ class Embedder:
             raise UserError(f"{self.name}: this architecture returns no attention maps, which contacts are read from")
         tokens, cu = self.pack([sequence[: self.max_length]])
         start, stop = len(self.prefix), len(self.tokenizer.suffix)
-        with frozen(cast("nn.Module", self.model), self.dtype):
+        with self._frozen():
             maps = self.model.encode(tokens, cu, attentions=True).attentions
             if maps is None:
                 raise UserError(f"{self.name}: this architecture returned no attention maps")
@@ -281,10 +282,11 @@ class Embedder:
             seen = states if include_specials else states[start : len(states) - stop]
             return seen.mean(0) if pool == "mean" else seen.amax(0)
 
-        for batch in self._batches(sequences):
-            for layer, parts in self._run([sequences[i] for i in batch], layers).items():
-                for pool in [pool for at, pool in wanted if at == layer]:
-                    rows[layer, pool][batch] = torch.stack([one(part, pool) for part in parts]).cpu().numpy()
+        with self._frozen():
+            for batch in self._batches(sequences):
+                for layer, parts in self._run([sequences[i] for i in batch], layers).items():
+                    for pool in [pool for at, pool in wanted if at == layer]:
+                        rows[layer, pool][batch] = torch.stack([one(part, pool) for part in parts]).cpu().numpy()
         return rows
 
     def _residues_of(self, sequences: Sequence[str], policy: str) -> dict[str, F32]:
@@ -298,14 +300,15 @@ class Embedder:
         start = len(self.prefix)
         covered = {s: min(len(s), self.max_length) if policy == "crop" else len(s) for s in sequences}
         found = {s: np.empty((covered[s], self.width), dtype=np.float32) for s in sequences}
-        for batch in self._batches(pieces):
-            chunk = [pieces[i] for i in batch]
-            states = torch.cat(self._run(chunk, [self.layer])[self.layer]).cpu().numpy()
-            first = start  # of the piece's residues in ``states``
-            for i, piece in zip(batch, chunk, strict=True):
-                sequence, target, begin, end = places[i]
-                found[sequence][target : target + end - begin] = states[first + begin : first + end]
-                first += len(piece) + start + len(self.tokenizer.suffix)
+        with self._frozen():
+            for batch in self._batches(pieces):
+                chunk = [pieces[i] for i in batch]
+                states = torch.cat(self._run(chunk, [self.layer])[self.layer]).cpu().numpy()
+                first = start  # of the piece's residues in ``states``
+                for i, piece in zip(batch, chunk, strict=True):
+                    sequence, target, begin, end = places[i]
+                    found[sequence][target : target + end - begin] = states[first + begin : first + end]
+                    first += len(piece) + start + len(self.tokenizer.suffix)
         return found
 
     def _windows(self, length: int, policy: str) -> Iterator[tuple[int, int, int]]:
@@ -338,13 +341,17 @@ class Embedder:
         if batch:
             yield batch
 
+    def _frozen(self) -> AbstractContextManager[None]:
+        """Around all batches of a call, autocast casts each weight once; around each, once a batch."""
+        return frozen(cast("nn.Module", self.model), self.dtype)
+
     def _run(self, sequences: Sequence[str], layers: Sequence[int]) -> dict[int, tuple[Tensor, ...]]:
         """Returns the states of layers, one ``[L + specials, D]`` a sequence."""
         tokens, cu = self.pack(sequences)
         last, inner = max(layers), tuple(layer for layer in layers if layer < self.model.depth)
         # the embedding's state needs no block, but stop_at=0 is not in the contract
         stop_at = None if last == self.model.depth else max(1, last)
-        with frozen(cast("nn.Module", self.model), self.dtype):
+        with self._frozen():
             encoded = self.model.encode(tokens, cu, layers=inner, stop_at=stop_at)
             states = {layer: encoded.last if layer == self.model.depth else encoded.layers[layer] for layer in layers}
             if not all(bool(torch.isfinite(of).all()) for of in states.values()):

@@ -26,6 +26,8 @@ from protloom_plugins.kernels.reference import visible
 
 STEP = 32
 """Lengths are rounded up to multiples of this; rows of 32 bf16 numbers are whole cache lines."""
+STEP_FORWARD = 16
+"""The same where no gradient is asked for: with fewer products a shape, padding weighs more than preparing shapes."""
 GROUPED_SCORES = 1 << 20
 """Scores of one product at most, unless a single sequence has more: they should stay in the processor's cache."""
 MODERATE = 1e24
@@ -49,7 +51,7 @@ class Group:
     keys: int
 
 
-def groups(lengths: Iterable[tuple[int, int]], heads: int) -> list[Group]:
+def groups(lengths: Iterable[tuple[int, int]], heads: int, step: int = STEP) -> list[Group]:
     """Puts sequences of (queries, keys) with the same rounded lengths together; those without either are left out."""
     pairs = list(lengths)
     rows = accumulate((q for q, _ in pairs), initial=0)
@@ -57,7 +59,7 @@ def groups(lengths: Iterable[tuple[int, int]], heads: int) -> list[Group]:
     alike: dict[tuple[int, int], list[tuple[tuple[int, int], tuple[int, int]]]] = {}
     for (q, k), row, column in zip(pairs, rows, columns, strict=False):
         if q and k:
-            alike.setdefault((_rounded(q), _rounded(k)), []).append(((row, q), (column, k)))
+            alike.setdefault((_rounded(q, step), _rounded(k, step)), []).append(((row, q), (column, k)))
     found = []
     for (queries, keys), members in alike.items():
         most = max(1, GROUPED_SCORES // (heads * queries * keys))
@@ -67,8 +69,8 @@ def groups(lengths: Iterable[tuple[int, int]], heads: int) -> list[Group]:
     return found
 
 
-def _rounded(length: int) -> int:
-    return -(-length // STEP) * STEP
+def _rounded(length: int, step: int) -> int:
+    return -(-length // step) * step
 
 
 class ExponentialAttention(torch.autograd.Function):
@@ -121,7 +123,7 @@ class ExponentialAttention(torch.autograd.Function):
             ):
                 part = _gather(grads[0], group.rows, group.queries, ones=True)  # [n·H, Q, d + 2]
                 total = mixed[..., -2:-1]
-                part[..., :-2].div_(total)
+                _divide(part, total)
                 part[..., -2:-1] = (part[..., :-2] * mixed[..., :-2]).sum(-1, keepdim=True).neg_()
                 _scatter(dv, torch.bmm(weights.transpose(1, 2), part[..., :-2]), group.columns)
                 dscores = torch.bmm(part, values.transpose(1, 2)).mul_(weights)  # [n·H, Q, K]
@@ -146,8 +148,16 @@ def _weigh(
         shift = largest.amax(-1, keepdim=True).masked_fill_((total >= 1 / MODERATE) & (total <= MODERATE), 0.0)
         weights, mixed = _weighed(scores.sub_(shift), values, seen)
         total = mixed[..., -2:-1]
-    mixed[..., :-2].div_(total)
+    _divide(mixed, total)
     return weights, mixed
+
+
+def _divide(x: Tensor, total: Tensor) -> None:
+    """Divides all but the last two columns of ``[n·H, Q, d + 2]`` by ``[n·H, Q, 1]``, in place.
+
+    Spread out first: a division of short rows by one number each runs number by number, three times as long.
+    """
+    x[..., :-2].div_(total.expand(-1, -1, x.shape[-1] - 2).contiguous())
 
 
 def _scores(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor:
@@ -233,6 +243,8 @@ def attention(
     longest = max(cu_q.longest, cu_k.longest)
     if bias is not None and longest > bias.shape[1] // 2 + 1:
         raise ValueError(f"the bias covers sequences up to {bias.shape[1] // 2 + 1} tokens, not {longest}")
-    parts = groups(zip(cu_q.lengths, cu_k.lengths, strict=True), q.shape[1])
+    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, bias))
+    pairs = zip(cu_q.lengths, cu_k.lengths, strict=True)
+    parts = groups(pairs, q.shape[1], STEP if learning else STEP_FORWARD)
     out: Tensor = ExponentialAttention.apply(q, k, v, bias, parts, scale, causal, window)
     return out
