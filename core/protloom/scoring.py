@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 """Confidence of every interval."""
+VERDICTS = ("better", "worse", "undecided")
+"""What a difference is, by its interval: see :func:`verdict`."""
+MARGINS = (0.005, 0.0, 0.001, 0.01)
+"""Over tasks, differences within a margin are ties; the first is the one that is told in words."""
 
 
 class Difference(NamedTuple):
@@ -30,13 +34,14 @@ class Difference(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Says in words whether the interval leaves out zero."""
-        low, high = self.interval
-        if low > 0:
-            return "better"
-        if high < 0:
-            return "worse"
-        return "not separable"
+        """Says in a word whether the interval leaves out zero."""
+        return verdict(self.interval)
+
+
+def verdict(interval: tuple[float, float]) -> str:
+    """Returns ``better`` for an interval above 0, ``worse`` for one below, else ``undecided``: also without one (NaN)."""
+    low, high = interval
+    return "better" if low > 0 else "worse" if high < 0 else "undecided"
 
 
 def percentile_interval(replicates: NDArray[np.float64]) -> tuple[float, float]:

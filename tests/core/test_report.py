@@ -357,12 +357,12 @@ def test_undecided_differences_look_and_read_differently() -> None:
     rows = [
         Difference("up", 0.2, 0.1, 0.3, "better", (0.15, 0.25)),
         Difference("open", 0.2, -0.1, 0.5, "undecided"),
-        Difference("few", 0.1, math.nan, math.nan, "not separable"),
+        Difference("few", 0.1, math.nan, math.nan, "undecided"),
     ]
     up, undecided, few = (charts.differences([row], "Δ", rows) for row in rows)
     assert "+0.2000 [+0.1000, +0.3000] better" in up
     assert "+0.2000 [-0.1000, +0.5000] undecided" in undecided
-    assert "+0.1000 no interval not separable" in few
+    assert "+0.1000 no interval undecided" in few
     assert charts.BETTER in up
     assert charts.BETTER not in undecided
     assert charts.WORSE not in undecided
@@ -391,7 +391,7 @@ def results_file(path: Path) -> Path:
     entries = [
         result("m", 0.7, None),
         result("floor:a", 0.5, 0.2, "better"),
-        result("floor:b", 0.695, 0.005, "not separable"),
+        result("floor:b", 0.695, 0.005, "not separable"),  # an earlier word for it
     ]
     tasks = [
         {"task": "sim-x", "simulated": True, "error": None, "definition": "", "results": entries},
@@ -407,14 +407,14 @@ def test_results_of_tasks_stand_on_the_page(tmp_path: Path) -> None:
     page = read_page(run / "report.html")
     assert (
         "sim-x (SIMULATED): Q3 0.7000 [0.6500, 0.7500] for runs/first; better than floor:a (+0.2000 [+0.1900, "
-        "+0.2100]); not separable from floor:b (+0.0050 [-0.0050, +0.0150])" in page.text
+        "+0.2100]); undecided against floor:b (+0.0050 [-0.0050, +0.0150])" in page.text
     )
     assert "y: failed: no data" in page.text
     rows = page.rows("tasks-1.csv")
     assert [(row["subject"], row["value"], row["model_minus_this"], row["model_is"]) for row in rows] == [
         ("m", "0.7", "", ""),
         ("floor:a", "0.5", "0.2", "better"),
-        ("floor:b", "0.695", "0.005", "not separable"),
+        ("floor:b", "0.695", "0.005", "undecided"),
     ]
 
 

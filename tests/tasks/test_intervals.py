@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from protloom.scoring import paired_difference, percentile_interval
+from protloom.cli import main
+from protloom.compare.plan import ComparisonConfig
+from protloom.scoring import MARGINS, VERDICTS, paired_difference, percentile_interval, verdict
 from protloom_tasks import intervals
 
 
@@ -97,6 +99,29 @@ def test_items_and_seed_decide_what_can_be_paired() -> None:
     assert len(others | {one}) == 5
 
 
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        ((0.1, 0.3), "better"),
+        ((-0.3, -0.1), "worse"),
+        ((-0.1, 0.3), "undecided"),
+        ((0.0, 0.3), "undecided"),
+        ((-0.3, 0.0), "undecided"),
+        ((float("nan"), float("nan")), "undecided"),
+    ],
+)
+def test_the_verdict_is_that_of_the_interval(interval: tuple[float, float], word: str) -> None:
+    assert verdict(interval) == word
+    assert word in VERDICTS
+
+
+def test_both_commands_that_compare_have_the_same_margins(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ComparisonConfig.model_validate({"recipes": {"a": {}, "b": {}}, "budget": {"steps": 1}, "tasks": ["x"]})
+    assert plan.margins == list(MARGINS)
+    assert main(["task", "compare", "--help"]) == 0
+    assert f"({', '.join(f'{margin:g}' for margin in MARGINS)})" in " ".join(capsys.readouterr().out.split())
+
+
 def test_unlike_results_are_not_compared() -> None:
     from protloom.contracts import TaskResult
     from protloom.errors import UserError
@@ -110,6 +135,6 @@ def test_unlike_results_are_not_compared() -> None:
     assert better.interval == pytest.approx((0.3, 0.3))
     assert better.verdict == "better"
     assert paired_difference(result(0.2, "same"), result(0.5, "same")).verdict == "worse"
-    assert paired_difference(result(0.2, "same"), result(0.2, "same")).verdict == "not separable"
+    assert paired_difference(result(0.2, "same"), result(0.2, "same")).verdict == "undecided"
     with pytest.raises(UserError, match="not about the same items"):
         paired_difference(result(0.5, "same"), result(0.2, "other"))

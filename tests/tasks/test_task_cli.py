@@ -134,7 +134,7 @@ def test_run_json_and_file_agree(capsys: pytest.CaptureFixture[str], model: Path
     gap = entries[2]["model_minus_this"]
     assert gap["value"] == pytest.approx(entries[0]["value"] - entries[2]["value"])
     assert gap["interval95"][0] <= gap["value"] <= gap["interval95"][1]
-    word = "better" if gap["interval95"][0] > 0 else "worse" if gap["interval95"][1] < 0 else "not separable"
+    word = "better" if gap["interval95"][0] > 0 else "worse" if gap["interval95"][1] < 0 else "undecided"
     assert gap["model_is"] == word
     assert found["subjects"][str(model)]["weights"]
     # the same again, and another seed

@@ -36,9 +36,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compares; returns 1 if no task is common to both."""
+    from protloom.scoring import MARGINS
     from protloom.task import compare as task_compare
 
-    margins = tuple(args.margin or task_compare.MARGINS)
+    margins = tuple(args.margin or MARGINS)
     if any(not margin >= 0 for margin in margins):
         raise UserError("--margin: must be at least 0")
     found = task_compare.compare(args.first, args.second, allow=args.allow, warn=common.warn)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 LEGEND = (
     "Brackets are 95 % intervals. 'model minus this' compares both on the same resampled items: the model is 'better'"
-    " where the whole interval lies above 0, 'worse' where it lies below, else the two are not separable."
+    " where the whole interval lies above 0, 'worse' where it lies below, else the difference is 'undecided'."
 )
 VALIDATION = "Validation was scored, which is what choices may use; --test scores the test split."
 

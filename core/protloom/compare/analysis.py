@@ -20,7 +20,7 @@ from protloom.compare import significance
 from protloom.compare.plan import Plan
 from protloom.compare.runner import START, Part, parts
 from protloom.errors import UserError
-from protloom.scoring import percentile_interval
+from protloom.scoring import VERDICTS, percentile_interval, verdict
 
 Result = Mapping[str, Any]
 
@@ -128,7 +128,7 @@ def _arm(
     deltas = [d["delta"] for d in entry["differences"].values()]
     entry["counts"] = [significance.count(deltas, margin) for margin in plan.config.margins]
     verdicts = [d["verdict"] for d in entry["differences"].values()]
-    entry["decided"] = {word: verdicts.count(word) for word in ("better", "worse", "undecided")}
+    entry["decided"] = {word: verdicts.count(word) for word in VERDICTS}
     entry["mean_delta"] = float(np.mean(deltas)) if deltas else None
     entry["median_delta"] = float(np.median(deltas)) if deltas else None
     entry["wilcoxon_p"] = significance.wilcoxon(deltas)
@@ -149,12 +149,11 @@ def _difference(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     replicates: NDArray[np.float64] = np.mean(
         [sign * (np.array(own["replicates"]) - np.array(other["replicates"])) for own, other in pairs], axis=0
     )
-    low, high = percentile_interval(replicates)
-    verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
+    interval = percentile_interval(replicates)
     return {
         "delta": float(np.mean(seeds)),
-        "interval95": [low, high],
-        "verdict": verdict,
+        "interval95": list(interval),
+        "verdict": verdict(interval),
         "seeds": seeds,
         "seed_std": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
     }

@@ -16,6 +16,7 @@ from protloom.config.errors import explain
 from protloom.errors import UserError, did_you_mean
 from protloom.plugins import Registry
 from protloom.run import folder as run_folder
+from protloom.scoring import MARGINS
 from protloom.settings import Section
 
 
@@ -43,7 +44,7 @@ class ComparisonConfig(Section):
     split: Literal["valid", "test"] = Field(default="valid", description="What tasks score; choices use valid")
     data_dir: str | None = Field(default=None, description="Folder of real data")
     limit: int | None = Field(default=None, ge=1, description="At most this many items of each split")
-    margins: list[float] = Field(default=[0.005, 0.0, 0.01], description="Differences within a margin are ties")
+    margins: list[float] = Field(default=list(MARGINS), description="Differences within a margin are ties")
     allow: list[Literal["corpus", "tokenizer", "batch"]] = Field(
         default=[], description="Differences between recipes that are wanted"
     )

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from protloom.metrics import clock
+from protloom.scoring import VERDICTS
 
 Analysis = Mapping[str, Any]
 SPLITS = {"valid": "validation", "test": "test"}
@@ -31,7 +32,7 @@ def verdict(analysis: Analysis) -> list[str]:
             told.append(f"{arm}: no task was evaluated for both it and {analysis['baseline']}")
             continue
         decided = entry["decided"]
-        words = [f"{decided[word]} {word}" for word in ("better", "worse", "undecided") if decided[word]]
+        words = [f"{decided[word]} {word}" for word in VERDICTS if decided[word]]
         counts = entry["counts"][0]
         p = counts["sign_test_p"]
         told.append(

@@ -135,7 +135,7 @@ class Difference:
         value: the difference; positive is better.
         low: lower end of the 95 % interval; NaN where there is none.
         high: upper end.
-        verdict: ``better``, ``worse``, or another word that means undecided.
+        verdict: of :data:`protloom.scoring.VERDICTS`.
         seeds: differences of the single seeds.
     """
 
@@ -290,7 +290,7 @@ def _draw_differences(figure: Figure, rows: Sequence[Difference], x_label: str, 
 
 
 def _draw_difference(axes: Axes, at: float, row: Difference) -> None:
-    decided = row.verdict in ("better", "worse")
+    decided = row.verdict != "undecided"
     colour = (BETTER if row.verdict == "better" else WORSE) if decided else GREY
     if decided:
         axes.barh(at, row.value, height=0.6, color=colour, alpha=0.3, linewidth=0)

@@ -15,6 +15,7 @@ from protloom.errors import UserError
 from protloom.report import charts
 from protloom.report.charts import Difference
 from protloom.report.page import Drawing, Figure, Part, Table, Words
+from protloom.scoring import verdict as verdict_of
 
 Entry = Mapping[str, Any]
 HEADER = ("task", "subject", "what it is", "metric", "value", "95 % interval", "model minus this", "the model is")
@@ -114,7 +115,7 @@ def verdict(files: Sequence[TaskFile]) -> list[str]:
 
 def _compared(entry: Entry) -> str:
     found = _difference("", entry["model_minus_this"])
-    preposition = "from" if found.verdict not in ("better", "worse") else "than"
+    preposition = "against" if found.verdict == "undecided" else "than"
     return f"{found.verdict} {preposition} {entry['subject']} ({found.value:+.4f} {_ends(found.low, found.high, '+')})"
 
 
@@ -131,7 +132,7 @@ def parts(files: Sequence[TaskFile]) -> Iterator[Part]:
             drawing = Drawing(
                 f"{file.model}: differences", charts.differences(rows, "model minus this, in the task's metric"), True
             )
-            caption = "Bars are differences on the same items, lines 95 % intervals; hollow: not separable."
+            caption = "Bars are differences on the same items, lines 95 % intervals; hollow: undecided."
             yield Figure(f"tasks-{number}", caption, [drawing], csv_text(file))
         yield Table(HEADER, list(_rows(file)), f"Results in {file.path.name}; intervals resample the items.", 4)
         failed = [f"{task['task']} failed: {task['error']}" for task in file.tasks if task["error"] is not None]
@@ -158,8 +159,9 @@ def csv_text(file: TaskFile) -> str:
     writer.writerow(CSV_HEADER)
     for task in file.tasks:
         for entry in task["results"]:
-            gap = entry["model_minus_this"] or {"value": None, "interval95": (None, None), "model_is": None}
-            numbers = [entry["value"], *entry["interval95"], gap["value"], *gap["interval95"], gap["model_is"]]
+            gap = entry["model_minus_this"] or {"value": None, "interval95": (None, None)}
+            word = None if entry["model_minus_this"] is None else _difference("", gap).verdict
+            numbers = [entry["value"], *entry["interval95"], gap["value"], *gap["interval95"], word]
             names = [file.model, task["task"], task["simulated"], entry["subject"], entry["role"], entry["metric"]]
             writer.writerow([*names, *("" if x is None else x for x in numbers), entry["n"], entry["unit"]])
     return out.getvalue()
@@ -172,7 +174,8 @@ def _title(task: Mapping[str, Any]) -> str:
 
 def _difference(label: str, gap: Mapping[str, Any]) -> Difference:
     low, high = _interval(gap)
-    return Difference(label, _number(gap["value"]), low, high, str(gap["model_is"]))
+    # by the interval and not the word beside it: files of earlier versions have another word for undecided
+    return Difference(label, _number(gap["value"]), low, high, verdict_of((low, high)))
 
 
 def _interval(record: Mapping[str, Any]) -> tuple[float, float]:

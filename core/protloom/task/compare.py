@@ -9,16 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from protloom.compare import significance
 from protloom.errors import UserError, did_you_mean
-from protloom.scoring import Difference, paired_difference
+from protloom.scoring import MARGINS, VERDICTS, Difference, paired_difference
 from protloom.task.results import HOME, ResultFolder, result_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from protloom.task.results import Record
-
-MARGINS = (0.005, 0.0, 0.001, 0.01)
-"""Differences within a margin are ties; the first is the one that is told in words."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +216,7 @@ def summary(found: Comparison, margins: Sequence[float] = MARGINS) -> dict[str, 
             }
             for pair in found.pairs
         ],
-        "decided": {word: verdicts.count(word) for word in ("better", "worse", "not separable")},
+        "decided": {word: verdicts.count(word) for word in VERDICTS},
         "counts": [significance.count(deltas, margin) for margin in margins],
         "wilcoxon_p": significance.wilcoxon(deltas),
         "mean_difference": sum(deltas) / len(deltas) if deltas else None,
