@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 
 def verdict(interval: tuple[float, float]) -> str:
-    """Returns ``better`` for an interval above 0, ``worse`` for one below, else ``undecided``: also without one (NaN)."""
+    """Returns ``better`` for an interval above 0, ``worse`` for one below, else ``undecided`` (so for NaN)."""
     low, high = interval
     return "better" if low > 0 else "worse" if high < 0 else "undecided"
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from protloom.cli import main
-from protloom.cli.compare import _claim
 from protloom.compare import analysis, plan, tables
+from protloom.compare.claim import RECIPES, claim, keep_recipes
 from protloom.compare.plan import ComparisonConfig, Plan
 from protloom.compare.runner import Part, Runner, parts
 from protloom.errors import UserError
@@ -145,16 +145,52 @@ def test_tasks_score_validation_unless_told_otherwise(
 
 def test_the_split_of_a_comparison_is_fixed(small_fasta: Path, tmp_path: Path, registry: Registry) -> None:
     out = tmp_path / "out"
-    _claim(out, load(tmp_path, small_fasta, registry))
+    claim(out, load(tmp_path, small_fasta, registry))
     with pytest.raises(UserError, match=r"with another split \(valid, now test\)"):
-        _claim(out, load(tmp_path, small_fasta, registry, split="test"))
+        claim(out, load(tmp_path, small_fasta, registry, split="test"))
     # one that was begun before comparisons had a split scored what was the tasks' default then
     stated = yaml.safe_load((out / "comparison.yaml").read_text())
     del stated["split"]
     (out / "comparison.yaml").write_text(yaml.safe_dump(stated))
     with pytest.raises(UserError, match=r"with another split \(test, now valid\)"):
-        _claim(out, load(tmp_path, small_fasta, registry))
-    _claim(out, load(tmp_path, small_fasta, registry, split="test"))
+        claim(out, load(tmp_path, small_fasta, registry))
+    claim(out, load(tmp_path, small_fasta, registry, split="test"))
+
+
+def test_an_edited_recipe_does_not_go_on(
+    small_fasta: Path, tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "plain.yaml", tmp_path / "out"
+    both = {"recipes": {"plain": str(recipe), "latent": {"set": ["objective=mlm"]}}}
+
+    def again(text: str) -> None:
+        recipe.write_text(text)
+        planned = load(tmp_path, small_fasta, registry, **both)
+        claim(out, planned)
+        keep_recipes(out, planned, registry)
+
+    again("objective: {name: mlm, mask_rate: 0.2}\n")
+    kept = (out / RECIPES).read_text()
+    assert yaml.safe_load(kept)["plain"]["objective"]["mask_rate"] == 0.2
+    again("objective: {name: mlm, mask_rate: 0.2}\ndata: {threads: 1}\n")  # changes nothing that is trained
+    for text, says in (
+        ("objective: {name: mlm, mask_rate: 0.3}\n", r"objective\.mask_rate of recipe 'plain' \(0\.2, now 0\.3\)"),
+        ("objectives: [{name: mlm, mask_rate: 0.2}, {name: jepa, corruption: mlm}]\n", "objective.* of recipe 'plain'"),
+        ("{objective: {name: mlm, mask_rate: 0.2}, optimizer: {lr: 0.5}}\n", r"optimizer\.lr of recipe 'plain'"),
+    ):
+        with pytest.raises(UserError, match=f"^{out} holds a comparison with another {says}.*: choose another --out"):
+            again(text)
+    assert (out / RECIPES).read_text() == kept
+    words = ["compare", str(tmp_path / "compare.yaml"), "--out", str(out)]
+    assert main(words) == 2  # before anything is trained
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (out / "runs").exists()
+    assert main([*words, "--report-only"]) == 0  # of what was trained, whatever the file says now
+    # kept by a version that did not have an option yet, which has its default now
+    older = yaml.safe_load(kept)
+    del older["plain"]["trainer"]["clip_norm"]
+    (out / RECIPES).write_text(yaml.safe_dump(older))
+    again("objective: {name: mlm, mask_rate: 0.2}\n")
 
 
 @pytest.mark.slow
@@ -243,7 +279,7 @@ def fabricated(folder: Path, results: dict[str, dict[str, np.ndarray[Any, Any]]]
             record = {"who": who, "task": task, "metric": "mean", "value": float(items.mean()), "n": n, "unit": "items"}
             record |= {"interval95": [0, 1], "items": "same", "replicates": items[draws].mean(1).tolist(), "card": card}
             path.write_text(json.dumps(record))
-    return Plan(config, "a", plan.Amount("steps", 3.0), (3.0,), (3.0,), {"a": (None, ()), "b": (None, ())}, None)
+    return Plan(config, "a", plan.Amount("steps", 3.0), (3.0,), (3.0,), {"a": (None, ()), "b": (None, ())}, None, {})
 
 
 def test_a_task_that_was_taken_out_leaves_no_row(tmp_path: Path) -> None:

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protloom.cli import common
-from protloom.errors import UserError
 
 if TYPE_CHECKING:
-    from protloom.compare.plan import Plan
     from protloom.plugins import Registry
 
 
@@ -33,12 +31,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compares; returns 1 if a task failed for some model."""
     from protloom.compare import analysis, plan, tables
+    from protloom.compare.claim import claim, keep_recipes
     from protloom.compare.runner import Runner
     from protloom.stopping import exit_on_sigterm
 
     registry = common.registry(args)
     planned = plan.load(args.file, args.overrides, registry)
-    _claim(args.out, planned)
+    claim(args.out, planned)
+    if not args.report_only:
+        keep_recipes(args.out, planned, registry)
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -60,37 +61,6 @@ def run(args: argparse.Namespace) -> int:
     for line in failures:
         print(f"error: {line}", file=sys.stderr)
     return 1 if found["failures"] else 0
-
-
-def _claim(folder: Path, planned: Plan) -> None:
-    """Makes the folder, or makes sure that it holds this very comparison."""
-    from protloom.config import source as config_source
-    from protloom.files import write_text
-
-    stated = planned.config.model_dump(mode="json")
-    path = folder / "comparison.yaml"
-    if path.is_file():
-        # a folder that says nothing of splits was made when tasks scored their test split
-        before = {"split": "test", **config_source.parse(path.read_text(encoding="utf-8"), str(path))}
-        changed = sorted(key for key in stated if before.get(key) != stated[key] and key not in ADAPTABLE)
-        if changed:
-            raise UserError(
-                f"{folder} holds a comparison with another {changed[0]} ({_short(before.get(changed[0]))}, now"
-                f" {_short(stated[changed[0]])}): choose another --out, or take the change back"
-            )
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out {folder}: is not empty and holds no comparison; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, config_source.dump(stated))
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "rounds", "data_dir")
-"""What may change between two sittings: more tasks, seeds and points are added to what is there."""
 
 
 def _write(folder: Path, found: dict[str, Any], curves: dict[str, Any], registry: Registry, tell: Any) -> Path:

@@ -87,6 +87,7 @@ class Plan:
         turns: where one recipe pauses and the next goes on: every point, and the ends of the rounds.
         options: what the command line of each recipe is: (run file or None, overrides), without seed and folder.
         init: weights that all recipes start from, or None.
+        documents: each recipe as a whole run file, with every default, before seed and folder are set.
     """
 
     config: ComparisonConfig
@@ -96,6 +97,7 @@ class Plan:
     turns: tuple[float, ...]
     options: Mapping[str, tuple[str | None, tuple[str, ...]]]
     init: str | None
+    documents: Mapping[str, Mapping[str, Any]]
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -151,6 +153,7 @@ def load(path: Path, overrides: Sequence[str], registry: Registry) -> Plan:
         tuple(sorted({*points, *rounds} - {0})),
         options,
         starts.pop() if len(starts) == 1 else None,
+        documents,
     )
 
 

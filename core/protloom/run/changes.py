@@ -57,19 +57,19 @@ def since(checkpoint: Path, step: int, resolved: ResolvedRun) -> list[str]:
     path = checkpoint / "config.yaml"
     if not path.is_file():
         return []
-    before = _leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
-    after = _leaves(document(resolved))
+    before = leaves(yaml.safe_load(path.read_text(encoding="utf-8")))
+    after = leaves(document(resolved))
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     for key in changed:
-        if _under(key, FIXED) or (key == "data.validation" and None in (before.get(key), after.get(key))):
+        if under(key, FIXED) or (key == "data.validation" and None in (before.get(key), after.get(key))):
             run_dir = checkpoint.parent.parent
             raise UserError(
                 f"{key} was {_shown(before, key)} until step {step} and cannot become {_shown(after, key)}: another "
                 f"{key} is another run; take it back, or start one from these weights with  protloom train "
                 f"--init {run_dir}"
             )
-    lines = [f"{key}: {_shown(before, key)} -> {_shown(after, key)}" for key in changed if not _under(key, SILENT)]
-    if any(_under(key, ("schedule", "trainer.steps", "optimizer.lr")) for key in changed):
+    lines = [f"{key}: {_shown(before, key)} -> {_shown(after, key)}" for key in changed if not under(key, SILENT)]
+    if any(under(key, ("schedule", "trainer.steps", "optimizer.lr")) for key in changed):
         lines.append(_rates(before, resolved, step))
     return lines
 
@@ -84,7 +84,8 @@ def _rates(before: Leaves, resolved: ResolvedRun, step: int) -> str:
     return f"learning rate: was {old * float(before.get('optimizer.lr', peak)):.3g}, goes on at {new * peak:.3g}"
 
 
-def _under(key: str, parents: tuple[str, ...]) -> bool:
+def under(key: str, parents: tuple[str, ...]) -> bool:
+    """Tells whether a dotted key is one of some others, or of a section among them."""
     return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
@@ -92,7 +93,7 @@ def _shown(leaves: Leaves, key: str) -> str:
     return str(leaves[key]) if key in leaves else "unset"
 
 
-def _leaves(value: Any, at: str = "") -> dict[str, Any]:
+def leaves(value: Any, at: str = "") -> dict[str, Any]:
     """Returns the values of a nested document by dotted key."""
     if isinstance(value, Mapping):
         items = [(str(key), inner) for key, inner in value.items()]
@@ -100,4 +101,4 @@ def _leaves(value: Any, at: str = "") -> dict[str, Any]:
         items = [(str(number), inner) for number, inner in enumerate(value)]
     else:
         return {at: value}
-    return {key: leaf for name, inner in items for key, leaf in _leaves(inner, f"{at}.{name}" if at else name).items()}
+    return {key: leaf for name, inner in items for key, leaf in leaves(inner, f"{at}.{name}" if at else name).items()}

@@ -1,0 +1,101 @@
+"""The folder of a comparison holds one comparison: what was asked first is kept there, and must be asked again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from protloom import config
+from protloom.compare.plan import Plan
+from protloom.config import source as config_source
+from protloom.errors import UserError
+from protloom.files import write_text
+from protloom.run import changes
+from protloom.run import folder as run_folder
+
+if TYPE_CHECKING:
+    from protloom.plugins import Registry
+
+FILE = "comparison.yaml"
+RECIPES = "recipes.yaml"
+"""Every recipe as a whole run file, by its name: what a recipe or a run file said when the comparison began."""
+
+ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "rounds", "data_dir")
+"""Keys of the comparison that may change between two sittings: more tasks, seeds and points are added to what is
+there."""
+FREE = ("components", "data.cache_dir", "data.threads", "out", "trainer.log_every")
+"""Keys of a recipe that may change: nothing that is trained depends on them. A run tells itself what became of versions
+of components."""
+
+
+def claim(folder: Path, planned: Plan) -> None:
+    """Makes the folder, or makes sure that it holds this very comparison.
+
+    Raises:
+        UserError: the folder holds something else, or a comparison with another option.
+    """
+    stated = planned.config.model_dump(mode="json")
+    path = folder / FILE
+    if path.is_file():
+        _refuse_other_options(path, stated)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"--out {folder}: is not empty and holds no comparison; choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(path, config_source.dump(stated))
+
+
+def _refuse_other_options(path: Path, stated: Mapping[str, Any]) -> None:
+    # a folder that says nothing of splits was made when tasks scored their test split
+    before = {"split": "test", **_read(path)}
+    for key in sorted(stated):
+        if before.get(key) != stated[key] and key not in ADAPTABLE:
+            raise _another(path.parent, key, before.get(key), stated[key])
+
+
+def keep_recipes(folder: Path, planned: Plan, registry: Registry) -> None:
+    """Keeps the recipes in a claimed folder, or makes sure that they are what they were when the comparison began.
+
+    Runs that were begun go on with what their recipe said then; those that begin now would follow an edited one.
+
+    Args:
+        folder: of the comparison.
+        planned: what is asked now.
+        registry: completes recipes that an earlier version kept.
+
+    Raises:
+        UserError: a recipe is another one.
+    """
+    path = folder / RECIPES
+    if not path.is_file():
+        write_text(path, config_source.dump(dict(planned.documents)))
+        return
+    for arm, kept in _read(path).items():
+        # both are completed by this version: an option that is new since then has its default in both
+        before, now = (changes.leaves(_completed(document, registry)) for document in (kept, planned.documents[arm]))
+        for key in {**before, **now}:
+            if before.get(key) != now.get(key) and not changes.under(key, FREE):
+                raise _another(folder, f"{key} of recipe {arm!r}", before.get(key), now.get(key))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found = config_source.parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: damaged, no mapping of keys to values; choose another --out")
+    return found
+
+
+def _completed(document: Mapping[str, Any], registry: Registry) -> Mapping[str, Any]:
+    return run_folder.document(config.load(None, [], registry, base=document))
+
+
+def _another(folder: Path, key: str, before: Any, now: Any) -> UserError:
+    return UserError(
+        f"{folder} holds a comparison with another {key} ({_short(before)}, now {_short(now)}): choose another --out, "
+        "or take the change back"
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
