@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from kept_results import found as result_of
+from kept_results import keep, path_of
 
 from protloom.cli import main
 from protloom.compare import analysis, plan, tables
 from protloom.compare.claim import RECIPES, claim, keep_recipes
+from protloom.compare.evaluation import FAILURES
 from protloom.compare.plan import ComparisonConfig, Plan
 from protloom.compare.runner import Part, Runner, parts
 from protloom.errors import UserError
+from protloom.plain_data import plain
 from protloom.plugins import Registry
 
 SHARED = [
@@ -140,7 +146,7 @@ def test_tasks_score_validation_unless_told_otherwise(
     tasks = Runner(load(tmp_path, small_fasta, registry, **changes), tmp_path, registry, print).tasks()
     assert {"sim-ss3", "sim-retrieval", "sim-contact"} <= set(tasks)
     for name in ("sim-ss3", "sim-retrieval"):
-        assert tasks[name].config.split == (split or "valid")  # type: ignore[attr-defined]
+        assert tasks[name].split == (split or "valid")
 
 
 def test_the_split_of_a_comparison_is_fixed(small_fasta: Path, tmp_path: Path, registry: Registry) -> None:
@@ -212,6 +218,8 @@ def test_a_comparison_from_the_command_line(
     monkeypatch.setattr(Runner, "_train", whole)
     kept = {p: p.stat().st_mtime_ns for p in (out / "parts").iterdir()}
     assert len(kept) == 3
+    kept |= {p: p.stat().st_mtime_ns for p in (out / "results").glob("*/*.json")}
+    assert len(kept) > 3
     assert main(["compare", str(path), "--out", str(out)]) == 0
     assert all(p.stat().st_mtime_ns == before for p, before in kept.items())
     said = capsys.readouterr().out
@@ -225,6 +233,9 @@ def test_a_comparison_from_the_command_line(
     # the weights of the first point are those of the middle of the run, not of its end
     early, late = (out / "models" / f"plain-s0@{p}" / "model.safetensors" for p in (2, 4))
     assert early.read_bytes() != late.read_bytes()
+    # what tasks found is kept as 'task run' keeps it
+    assert main(["task", "compare", f"{out}#plain-s0@4", f"{out}#latent-s0@4"]) == 0
+    assert "A: plain-s0@4\nB: latent-s0@4\n" in capsys.readouterr().out
     # nothing is left to do, and another comparison does not fit into the folder
     assert main(["compare", str(path), "--out", str(out)]) == 0
     assert main(["compare", str(path), "--out", str(out), "budget.steps=5"]) == 2
@@ -247,7 +258,7 @@ def test_a_task_that_fails_in_the_middle_stops_nobody(
         patched.setattr(SimContact, "run", broken)
         assert main(["compare", str(path), "--out", str(out)]) == 1
     told = capsys.readouterr()
-    assert "error: sim-contact: plain-s0@1: RuntimeError: out of luck\n" in told.err
+    assert "error: sim-contact: plain-s0@1: RuntimeError: out of (a bug in protloom/sim-contact" in told.err
     assert "latent against plain, 1 task:" in told.out
     assert "## Failed" in (out / "report.md").read_text()
     assert main(["compare", str(path), "--out", str(out)]) == 0  # tried again
@@ -257,9 +268,10 @@ def test_a_task_that_fails_in_the_middle_stops_nobody(
 # ------------------------------------------------------------------------------------------------------- the numbers
 
 CARD: dict[str, Any] = {"better": "higher", "simulated": False}
+Items = dict[str, np.ndarray[Any, Any]]
 
 
-def fabricated(folder: Path, results: dict[str, dict[str, np.ndarray[Any, Any]]], card: dict[str, Any] = CARD) -> Plan:
+def fabricated(folder: Path, results: dict[str, Items], card: dict[str, Any] = CARD) -> Plan:
     """Writes results of tasks whose metric is the mean over items, with their bootstrap replicates."""
     config = ComparisonConfig.model_validate(
         {
@@ -274,22 +286,68 @@ def fabricated(folder: Path, results: dict[str, dict[str, np.ndarray[Any, Any]]]
         n = len(next(iter(models.values())))
         draws = np.random.default_rng(7).integers(0, n, (400, n))
         for who, items in models.items():
-            path = folder / "results" / who / f"{task}.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            record = {"who": who, "task": task, "metric": "mean", "value": float(items.mean()), "n": n, "unit": "items"}
-            record |= {"interval95": [0, 1], "items": "same", "replicates": items[draws].mean(1).tolist(), "card": card}
-            path.write_text(json.dumps(record))
+            result = result_of(float(items.mean()), items[draws].mean(1), metric="mean", n=n, unit="items")
+            keep(folder, who, task, result, card)
     return Plan(config, "a", plan.Amount("steps", 3.0), (3.0,), (3.0,), {"a": (None, ()), "b": (None, ())}, None, {})
+
+
+def analysed(planned: Plan, folder: Path) -> dict[str, Any]:
+    unreadable: list[str] = []
+    found = analysis.analyse(planned, folder, unreadable.append)
+    assert not unreadable
+    return found
 
 
 def test_a_task_that_was_taken_out_leaves_no_row(tmp_path: Path) -> None:
     kept = {f"{arm}-s{seed}@3": np.arange(9.0) for arm in "ab" for seed in (0, 1)}
     planned = fabricated(tmp_path, {"kept": kept, "gone": {"start": np.arange(9.0)}})
     error = {"who": "floor:length", "task": "gone", "error": "gone: out of luck"}
-    (tmp_path / "results" / "start" / "other.json").write_text(json.dumps(error))
-    found = analysis.analyse(planned, tmp_path)
+    (tmp_path / FAILURES).write_text(json.dumps([error]))
+    found = analysed(planned, tmp_path)
     assert list(found["tasks"]) == ["kept"]
     assert found["failures"] == []
+
+
+def test_a_seed_that_was_taken_out_refuses_nothing(tmp_path: Path) -> None:
+    models = {f"{arm}-s{seed}@3": np.arange(9.0) for arm in "ab" for seed in (0, 1)}
+    planned = fabricated(tmp_path, {"t": models})
+    gone = result_of(0.5, np.zeros(400), metric="mean", n=9, unit="items")
+    keep(tmp_path, "a-s2@3", "t", gone, CARD, key={"options": {"rows": 6}})
+    assert analysed(planned, tmp_path)["points"][0]["arms"]["b"]["decided"]["undecided"] == 1
+
+
+def test_a_result_from_before_a_failure_is_not_used(tmp_path: Path) -> None:
+    models = {f"{arm}-s{seed}@3": np.arange(9.0) for arm in "ab" for seed in (0, 1)}
+    planned = fabricated(tmp_path, {"t": models})
+    (tmp_path / FAILURES).write_text(json.dumps([{"who": "b-s1@3", "task": "t", "error": "t: b-s1@3: out of luck"}]))
+    found = analysed(planned, tmp_path)
+    assert list(found["points"][0]["arms"]["b"]["values"]["t"]["seeds"]) == ["0"]
+    assert found["failures"] == ["t: b-s1@3: out of luck"]
+
+
+def test_undefined_numbers_are_told_and_in_no_mean(tmp_path: Path) -> None:
+    items = np.linspace(0, 1, 50)
+    planned = fabricated(tmp_path, {"t": {"a-s0@3": items, "b-s0@3": items, "a-s1@3": items, "floor:one": items}})
+    no_interval = (math.nan, math.nan)
+    undefined = result_of(math.nan, np.full(400, math.nan), metric="mean", n=50, unit="items")
+    for who in ("b-s1@3", "floor:one"):
+        keep(tmp_path, who, "t", replace(undefined, interval=no_interval), CARD)
+    for arm in "ab":
+        one = result_of(0.5, np.array([0.5]), metric="mean", n=1, unit="items")
+        keep(tmp_path, f"{arm}-s0@3", "few", replace(one, interval=no_interval), CARD)
+    found = analysed(planned, tmp_path)
+    arms = found["points"][0]["arms"]
+    assert list(arms["b"]["values"]["t"]["seeds"]) == ["0"]
+    assert found["undefined"] == ["t: mean of b-s1@3 is undefined, so it is in no mean and no difference"]
+    assert arms["b"]["differences"]["few"]["verdict"] == "undecided"
+    text = tables.markdown(found)
+    assert f"- caution: {found['undefined'][0]}" in text
+    assert "| few | mean | 0.5000 | +0.0000 no interval undecided {+0.0000} |" in text
+    assert "| t | floor:one | undefined | no interval |" in text
+    assert "few,mean,0.5,0.0,,,undecided," in tables.csv_text(found)
+    assert json.loads(json.dumps(plain(found), allow_nan=False))["tasks"]["t"]["references"] == {
+        "floor:one": {"value": None, "interval95": [None, None]}
+    }
 
 
 def test_differences_intervals_and_counts(tmp_path: Path) -> None:
@@ -302,7 +360,7 @@ def test_differences_intervals_and_counts(tmp_path: Path) -> None:
         "open": {f"a-s{s}@3": base[s] for s in base} | {f"b-s{s}@3": rng.permutation(base[s]) for s in base},
     }
     planned = fabricated(tmp_path, tasks)
-    found = analysis.analyse(planned, tmp_path)
+    found = analysed(planned, tmp_path)
     entry = found["points"][0]["arms"]["b"]
     for task, models in tasks.items():
         each = [float((models[f"b-s{s}@3"] - models[f"a-s{s}@3"]).mean()) for s in (0, 1)]
@@ -329,21 +387,49 @@ def test_differences_intervals_and_counts(tmp_path: Path) -> None:
 def test_where_lower_is_better_a_fall_is_a_win(tmp_path: Path) -> None:
     items = np.linspace(0, 1, 50)
     models = {"a-s0@3": items + 1, "b-s0@3": items, "a-s1@3": items + 1, "b-s1@3": items}
-    found = analysis.analyse(fabricated(tmp_path, {"t": models}, {**CARD, "better": "lower"}), tmp_path)
+    found = analysed(fabricated(tmp_path, {"t": models}, {**CARD, "better": "lower"}), tmp_path)
     assert found["points"][0]["arms"]["b"]["differences"]["t"]["delta"] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("key", ["items", "metric", "n"])
 def test_results_about_different_things_are_not_compared(tmp_path: Path, key: str) -> None:
     planned = fabricated(tmp_path, {"t": {"a-s0@3": np.ones(5), "b-s0@3": np.ones(5)}})
-    path = tmp_path / "results" / "b-s0@3" / "t.json"
+    path = path_of(tmp_path, "b-s0@3", "t")
     record = json.loads(path.read_text())
     path.write_text(json.dumps({**record, key: "other"}))
     with pytest.raises(UserError, match=f"is about other {key} than"):
-        analysis.analyse(planned, tmp_path)
+        analysed(planned, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "other"),
+    [
+        ("data", {"key": {"data": {"x.csv": "def"}}}),
+        ("options", {"key": {"options": {"rows": 6}}}),
+        ("code", {"key": {"code": {"protloom": "0", "task": "def"}}}),
+        ("precision", {"precision": "bfloat16"}),
+    ],
+)
+def test_results_under_different_conditions_are_not_compared(tmp_path: Path, what: str, other: dict[str, Any]) -> None:
+    planned = fabricated(tmp_path, {"t": {"a-s0@3": np.ones(5)}})
+    keep(tmp_path, "b-s0@3", "t", result_of(1.0, np.ones(400), metric="mean", n=5, unit="items"), CARD, **other)
+    with pytest.raises(UserError, match=f"is about other {what} than"):
+        analysed(planned, tmp_path)
+
+
+def test_a_result_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    planned = fabricated(tmp_path, {"t": {"a-s0@3": np.ones(5), "b-s0@3": np.ones(5)}})
+    path = path_of(tmp_path, "b-s0@3", "t")
+    record = json.loads(path.read_text())
+    for damaged in ({"who": "b-s0@3", "task": "t", "value": 1.0}, {**record, "replicates": "x"}):
+        path.write_text(json.dumps(damaged))
+        told: list[str] = []
+        found = analysis.analyse(planned, tmp_path, told.append)
+        assert len(told) == 1
+        assert not found["points"][0]["arms"]["b"]["values"]
 
 
 def test_a_missing_seed_is_left_out_of_the_pairs(tmp_path: Path) -> None:
     models = {"a-s0@3": np.zeros(5), "a-s1@3": np.ones(5) * 9, "b-s0@3": np.ones(5)}
-    found = analysis.analyse(fabricated(tmp_path, {"t": models}), tmp_path)
+    found = analysed(fabricated(tmp_path, {"t": models}), tmp_path)
     assert found["points"][0]["arms"]["b"]["differences"]["t"]["seeds"] == [1.0]

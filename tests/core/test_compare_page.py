@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from kept_results import found as result_of
+from kept_results import keep
 from report_pages import Reader, healthy, read_page, write_run
 
 from protloom.cli import main
@@ -31,11 +33,8 @@ VALUES = {"plain": (0.50, 0.52), "wide": (0.60, 0.62), "deep": (0.51, 0.49)}
 
 def write_result(folder: Path, who: str, task: str, value: float, noise: int) -> None:
     replicates = value + np.random.default_rng(noise).normal(0, 0.01, 500)
-    record = {"who": who, "task": task, "metric": "Recall@1", "value": value, "n": 40, "unit": "families", "items": "x"}
-    record |= {"interval95": [value - 0.02, value + 0.02], "replicates": replicates.tolist()}
-    path = folder / "results" / who.replace(":", "_") / f"{task}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**record, "card": {"better": "higher", "simulated": True}}))
+    result = result_of(value, replicates, metric="Recall@1", n=40, unit="families")
+    keep(folder, who, task, result, {"better": "higher", "simulated": True})
 
 
 def write_comparison(folder: Path) -> Path:
@@ -185,6 +184,8 @@ def analysis(**changes: Any) -> dict[str, Any]:
         "seeds": [0, 1],
         "margins": [0.0],
         "init": None,
+        "precision": ["fp32"],
+        "undefined": [],
         "allowed_differences": ["batch"],
         "tasks": {
             "t": {"metric": "Q3", "better": "higher", "n": 5, "unit": "proteins", "simulated": False, "references": {}},

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protloom.cli import common
+from protloom.errors import UserError
 
 if TYPE_CHECKING:
     from protloom.plugins import Registry
@@ -44,11 +45,16 @@ def run(args: argparse.Namespace) -> int:
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    runner = Runner(planned, args.out, registry, tell)
+    runner = Runner(planned, args.out, registry, tell, debug=args.debug)
     runner.tasks()  # a task that cannot run is told before hours of training
     with exit_on_sigterm():
         failures = [] if args.report_only else runner.run()
-    found = analysis.analyse(planned, args.out)
+    unreadable: list[str] = []
+    found = analysis.analyse(planned, args.out, unreadable.append)
+    if args.report_only and unreadable:  # the report that is there may have been made with it
+        raise UserError(f"{unreadable[0]}; without --report-only it is computed again")
+    for line in unreadable:
+        common.warn(f"{line}; left out")
     report = _write(args.out, found, analysis.curves(planned, args.out), registry, tell)
     if args.json:
         common.print_json(found)
@@ -70,9 +76,10 @@ def _write(folder: Path, found: dict[str, Any], curves: dict[str, Any], registry
     """
     from protloom.compare import tables
     from protloom.files import write_text
+    from protloom.plain_data import plain
     from protloom.report import charts, comparison_page, page, run_facts
 
-    write_text(folder / "report.json", json.dumps(found, indent=1))
+    write_text(folder / "report.json", json.dumps(plain(found), indent=1, allow_nan=False))
     write_text(folder / "report.csv", tables.csv_text(found))
     write_text(folder / "report.md", tables.markdown(found))
     if absent := charts.missing():

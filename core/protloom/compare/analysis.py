@@ -9,7 +9,8 @@ how far it depends on the seed of the training is told apart, by the differences
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protloom.compare import significance
+from protloom.compare.evaluation import START, Asked, read_failures
 from protloom.compare.plan import Plan
-from protloom.compare.runner import START, Part, parts
+from protloom.compare.runner import Part, parts
 from protloom.errors import UserError
 from protloom.scoring import VERDICTS, percentile_interval, verdict
+from protloom.task.results import HOME, entry_of, read
+from protloom.task.run import FLOOR
 
 Result = Mapping[str, Any]
+"""A record of :mod:`protloom.task.results`; ``value``, ``interval95`` and ``replicates`` as numbers, NaN for null."""
+Results = Mapping[Asked, Result]
 
 
-def analyse(plan: Plan, folder: Path) -> dict[str, Any]:
-    """Returns everything that a report tells, as plain data; see the keys in the code.
+def analyse(plan: Plan, folder: Path, warn: Callable[[str], None]) -> dict[str, Any]:
+    """Returns everything that a report tells, as plain data but for NaN where a number is undefined; see the keys.
 
     Args:
         plan: what was compared.
         folder: of the comparison, see :mod:`protloom.compare.runner`.
+        warn: receives a line about a result that cannot be read and is left out.
 
     Raises:
         UserError: if results of one task are about different items, data or probes.
     """
-    results = _read_results(folder)
-    # a task that was taken out again may have left results of the start and of floors: no row of dashes for it
+    # seeds and tasks that were taken out again may have left results: they have no row, and refuse nothing
     trained = {part.name for part in parts(plan)}
-    tasks = list(dict.fromkeys(task for who, task in results if who in trained))
+    failed = {a: line for a, line in read_failures(folder).items() if _counts(a.who, trained)}
+    results = {a: result for a, result in _read_results(folder, warn).items() if _counts(a.who, trained)}
+    results = {a: result for a, result in results.items() if a not in failed}  # of data or code before the failure
+    tasks = sorted({asked.task for asked in (*results, *failed) if asked.who in trained})
     points: list[dict[str, Any]] = [
         {"point": point, "arms": {arm: _arm(plan, results, tasks, arm, point) for arm in plan.arms}}
         for point in plan.points
@@ -58,39 +67,57 @@ def analyse(plan: Plan, folder: Path) -> dict[str, Any]:
         "margins": list(plan.config.margins),
         "init": plan.init,
         "split": plan.config.split,
+        "precision": sorted({r["identity"]["precision"] for r in results.values() if "precision" in r["identity"]}),
         "allowed_differences": list(plan.config.allow),
         "tasks": {task: _task_facts(results, task) for task in tasks},
         "training": _training(plan, folder),
         "points": points,
-        "failures": [result["error"] for (_, task), result in results.items() if "error" in result and task in tasks],
+        "undefined": [
+            f"{task}: {result['metric']} of {who} is undefined, so it is in no mean and no difference"
+            for (who, task), result in results.items()
+            if who in trained and math.isnan(result["value"])
+        ],
+        "failures": [line for asked, line in failed.items() if asked.task in tasks],
     }
 
 
-def _read_results(folder: Path) -> dict[tuple[str, str], Result]:
-    found: dict[tuple[str, str], Result] = {}
-    for path in sorted((folder / "results").glob("*/*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        found[result["who"], result["task"]] = result
+def _counts(who: str, trained: set[str]) -> bool:
+    return who in trained or who == START or who.startswith(FLOOR)
+
+
+def _read_results(folder: Path, warn: Callable[[str], None]) -> Results:
+    found: dict[Asked, Result] = {}
+    for path in sorted((folder / HOME).glob("*/*.json")):
+        try:
+            record = read(path)
+            result = entry_of(record).result
+        except UserError as error:
+            warn(str(error))
+            continue
+        numbers = {"value": result.value, "interval95": list(result.interval), "replicates": result.replicates}
+        found[Asked(record["subject"], record["task"])] = {**record, **numbers}
     return found
 
 
-def _task_facts(results: Mapping[tuple[str, str], Result], task: str) -> dict[str, Any]:
+def _task_facts(results: Results, task: str) -> dict[str, Any]:
     """Returns what a task is and what floors and the start reach; checks that all results are about the same."""
-    known = {who: result for (who, name), result in results.items() if name == task and "error" not in result}
+    known = {asked.who: result for asked, result in results.items() if asked.task == task}
     if not known:
         return {"metric": None, "references": {}}
     first = next(iter(known.values()))
+    expected: dict[str, tuple[str, Any]] = {}
     for who, result in known.items():
-        for key in ("items", "metric", "n"):
-            if result[key] != first[key]:
+        for what, value in _conditions(result).items():
+            whose, other = expected.setdefault(what, (who, value))
+            if value != other:
                 raise UserError(
-                    f"{task}: the result of {who} is about other {key} than that of {first['who']}: data, split or "
+                    f"{task}: the result of {who} is about other {what} than that of {whose}: data, code, split or "
                     f"probe changed between them; remove the folder results and evaluate again"
                 )
     references = {
         who: {"value": result["value"], "interval95": result["interval95"]}
         for who, result in known.items()
-        if who == START or who.startswith("floor:")
+        if who == START or result["role"] == "floor"
     }
     card = first["card"]
     return {
@@ -103,12 +130,20 @@ def _task_facts(results: Mapping[tuple[str, str], Result], task: str) -> dict[st
     }
 
 
+def _conditions(result: Result) -> dict[str, Any]:
+    """Returns what all results of a task must have in common, by the words that name it."""
+    shared = {what: result[what] for what in ("items", "metric", "n")}
+    shared |= {what: result["key"][what] for what in ("data", "options")}
+    shared["code"] = result["key"]["code"]
+    if "precision" in result["identity"]:  # floors compute in none
+        shared["precision"] = result["identity"]["precision"]
+    return shared
+
+
 # ---------------------------------------------------------------------------------------------------------- one recipe
 
 
-def _arm(
-    plan: Plan, results: Mapping[tuple[str, str], Result], tasks: Sequence[str], arm: str, point: float
-) -> dict[str, Any]:
+def _arm(plan: Plan, results: Results, tasks: Sequence[str], arm: str, point: float) -> dict[str, Any]:
     """Returns what a recipe reached at a point, and for all but the baseline how that differs from the baseline."""
     entry: dict[str, Any] = {"values": {}, "differences": {}}
     for task in tasks:
@@ -135,11 +170,9 @@ def _arm(
     return entry
 
 
-def _of_seeds(
-    plan: Plan, results: Mapping[tuple[str, str], Result], task: str, arm: str, point: float
-) -> dict[int, Result]:
-    found = {seed: results.get((Part(arm, seed, point).name, task)) for seed in plan.config.seeds}
-    return {seed: result for seed, result in found.items() if result is not None and "error" not in result}
+def _of_seeds(plan: Plan, results: Results, task: str, arm: str, point: float) -> dict[int, Result]:
+    found = {seed: results.get(Asked(Part(arm, seed, point).name, task)) for seed in plan.config.seeds}
+    return {seed: result for seed, result in found.items() if result is not None and not math.isnan(result["value"])}
 
 
 def _difference(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
@@ -147,7 +180,7 @@ def _difference(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     sign = -1.0 if pairs[0][0]["card"].get("better") == "lower" else 1.0
     seeds = [sign * (own["value"] - other["value"]) for own, other in pairs]
     replicates: NDArray[np.float64] = np.mean(
-        [sign * (np.array(own["replicates"]) - np.array(other["replicates"])) for own, other in pairs], axis=0
+        [sign * (own["replicates"] - other["replicates"]) for own, other in pairs], axis=0
     )
     interval = percentile_interval(replicates)
     return {

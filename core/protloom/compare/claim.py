@@ -46,8 +46,8 @@ def claim(folder: Path, planned: Plan) -> None:
 
 
 def _refuse_other_options(path: Path, stated: Mapping[str, Any]) -> None:
-    # a folder that says nothing of splits was made when tasks scored their test split
-    before = {"split": "test", **_read(path)}
+    # a folder that says nothing of split and precision was made when tasks scored their test split, in fp32
+    before = {"split": "test", "precision": "fp32", **_read(path)}
     for key in sorted(stated):
         if before.get(key) != stated[key] and key not in ADAPTABLE:
             raise _another(path.parent, key, before.get(key), stated[key])

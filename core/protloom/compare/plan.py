@@ -44,6 +44,9 @@ class ComparisonConfig(Section):
     split: Literal["valid", "test"] = Field(default="valid", description="What tasks score; choices use valid")
     data_dir: str | None = Field(default=None, description="Folder of real data")
     limit: int | None = Field(default=None, ge=1, description="At most this many items of each split")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="In which tasks ask the networks; auto: bf16 where it is fast"
+    )
     margins: list[float] = Field(default=list(MARGINS), description="Differences within a margin are ties")
     allow: list[Literal["corpus", "tokenizer", "batch"]] = Field(
         default=[], description="Differences between recipes that are wanted"

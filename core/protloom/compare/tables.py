@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from protloom.metrics import clock
+from protloom.report.wording import defined, interval
 from protloom.scoring import VERDICTS
 
 Analysis = Mapping[str, Any]
@@ -55,7 +57,7 @@ def cautions(analysis: Analysis) -> list[str]:
     ]
     if len(analysis["seeds"]) == 1:
         told.append("one seed: how far chance in training moves the differences is not known")
-    return told
+    return told + list(analysis["undefined"])
 
 
 def budget_words(analysis: Analysis) -> str:
@@ -73,6 +75,8 @@ def _verdict(analysis: Analysis) -> Iterator[str]:
         names = [name for name, facts in analysis["tasks"].items() if facts.get("simulated")]
         yield f"- SIMULATED proteins: {', '.join(names)}"
     yield f"- scored: the {SPLITS[analysis['split']]} split, of tasks that have several"
+    if analysis["precision"]:
+        yield f"- tasks asked the networks in {' and '.join(analysis['precision'])}"
     seeds = analysis["seeds"]
     yield f"- seeds: {', '.join(map(str, seeds))}"
     for sentence in cautions(analysis):
@@ -122,8 +126,8 @@ def _references(analysis: Analysis) -> Iterator[str]:
         return
     yield from _row(["task", "for comparison", "value", "95 % interval"])
     yield from _row(["---"] * 4)
-    for task, who, value, (low, high) in rows:
-        yield from _row([task, who, f"{value:.4f}", f"[{low:.4f}, {high:.4f}]"])
+    for task, who, value, ends in rows:
+        yield from _row([task, who, defined(value), interval(ends)])
     yield ""
 
 
@@ -150,9 +154,9 @@ def _failures(analysis: Analysis) -> Iterator[str]:
 
 
 def _interval(difference: Mapping[str, Any]) -> str:
-    low, high = difference["interval95"]
     seeds = ", ".join(f"{value:+.4f}" for value in difference["seeds"])
-    return f"{difference['delta']:+.4f} [{low:+.4f}, {high:+.4f}] {difference['verdict']} {{{seeds}}}"
+    ends = interval(difference["interval95"], "+")
+    return f"{difference['delta']:+.4f} {ends} {difference['verdict']} {{{seeds}}}"
 
 
 def _p(value: float | None) -> str:
@@ -174,7 +178,7 @@ def csv_text(analysis: Analysis) -> str:
                 difference = entry["differences"].get(task)
                 found = ["", "", "", "", ""]
                 if difference is not None:
-                    low, high = difference["interval95"]
+                    low, high = ("" if math.isnan(end) else end for end in difference["interval95"])
                     std = difference["seed_std"]
                     found = [difference["delta"], low, high, difference["verdict"], "" if std is None else std]
                 where = [point["point"], analysis["budget"]["unit"], arm, task, analysis["tasks"][task]["metric"]]

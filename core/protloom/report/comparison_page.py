@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from protloom.report.charts import Difference
 from protloom.report.figures import Drawn
 from protloom.report.page import Drawing, Figure, Listing, Page, Part, Section, Table, Words
 from protloom.report.run_facts import Run
-from protloom.report.wording import p_value, plural, short, signed
+from protloom.report.wording import defined, interval, p_value, plural, short, signed
 
 Analysis = Mapping[str, Any]
 UNEVEN = 0.25
@@ -76,6 +77,8 @@ def _circumstances(analysis: Analysis) -> Iterator[str]:
     simulated = [task for task, facts in analysis["tasks"].items() if facts.get("simulated")]
     if simulated:
         yield f"SIMULATED proteins: {', '.join(simulated)}"
+    if analysis["precision"]:
+        yield f"Precision of the networks: {' and '.join(analysis['precision'])}"
     seeds = analysis["seeds"]
     alone = " (one seed: chance of training is not told)" if len(seeds) == 1 else ""
     yield f"Seeds: {', '.join(map(str, seeds))}{alone}"
@@ -87,6 +90,7 @@ def _warnings(analysis: Analysis, runs: Sequence[Run]) -> Iterator[str]:
     """Yields what concerns the comparison as a whole."""
     if analysis["failures"]:
         yield f"{plural(len(analysis['failures']), 'evaluation')} failed: see below"
+    yield from analysis["undefined"]
     load = [facts["foreign_cores"] for facts in analysis["training"] if facts["foreign_cores"] is not None]
     if analysis["budget"]["unit"] == "seconds" and load and max(load) - min(load) > UNEVEN:
         yield (
@@ -159,9 +163,8 @@ def _difference_table(analysis: Analysis, point: Mapping[str, Any]) -> Table:
             if found is None:
                 cells += ["", "", "baseline" if arm == analysis["baseline"] else "–", ""]
             else:
-                low, high = found["interval95"]
                 seeds = ", ".join(signed(value) for value in found["seeds"])
-                cells += [signed(found["delta"]), f"[{signed(low)}, {signed(high)}]", found["verdict"], seeds]
+                cells += [signed(found["delta"]), interval(found["interval95"], "+"), found["verdict"], seeds]
             rows.append(cells)
     header = ["task", "recipe", "metric", "value", "Δ", "95 % interval", "verdict", "single seeds"]
     after = _after(analysis, point)
@@ -184,7 +187,8 @@ def differences_csv(analysis: Analysis) -> str:
                 known = [set(arms[name]["values"][task]["seeds"]) for name in (arm, base)]
                 differences = iter(found["seeds"])
                 seeds = [next(differences) if str(s) in known[0] & known[1] else "" for s in analysis["seeds"]]
-                writer.writerow([*where, found["delta"], *found["interval95"], found["verdict"], *seeds])
+                ends = ["" if math.isnan(end) else end for end in found["interval95"]]
+                writer.writerow([*where, found["delta"], *ends, found["verdict"], *seeds])
     return out.getvalue()
 
 
@@ -224,7 +228,7 @@ def _tasks(analysis: Analysis) -> Iterator[Part]:
     ]
     yield Table(["task", "metric", "better is", "resampled test items"], rows, text_columns=4)
     references = [
-        [task, who, f"{entry['value']:.4f}", f"[{entry['interval95'][0]:.4f}, {entry['interval95'][1]:.4f}]"]
+        [task, who, defined(entry["value"]), interval(entry["interval95"])]
         for task, facts in analysis["tasks"].items()
         for who, entry in facts["references"].items()
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 _SCALES = ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k"), (1.0, ""))
 
@@ -21,6 +22,17 @@ def short(value: float, digits: int = 3) -> str:
 def signed(value: float) -> str:
     """Writes a difference with its sign and four decimals."""
     return f"{value:+.4f}"
+
+
+def defined(value: float) -> str:
+    """Writes a metric with four decimals; ``undefined`` where it is NaN."""
+    return f"{value:.4f}" if math.isfinite(value) else "undefined"
+
+
+def interval(ends: Sequence[float], sign: str = "") -> str:
+    """Writes both ends with four decimals, ``sign`` ``+`` before each; ``no interval`` where they are NaN."""
+    low, high = ends
+    return f"[{low:{sign}.4f}, {high:{sign}.4f}]" if math.isfinite(low) and math.isfinite(high) else "no interval"
 
 
 def p_value(value: float | None) -> str:
