@@ -161,6 +161,13 @@ def test_the_split_of_a_comparison_is_fixed(small_fasta: Path, tmp_path: Path, r
     with pytest.raises(UserError, match=r"with another split \(test, now valid\)"):
         claim(out, load(tmp_path, small_fasta, registry))
     claim(out, load(tmp_path, small_fasta, registry, split="test"))
+    # and one from before there was a choice of precision asked its tasks in fp32
+    stated = yaml.safe_load((out / "comparison.yaml").read_text())
+    del stated["precision"]
+    (out / "comparison.yaml").write_text(yaml.safe_dump(stated))
+    with pytest.raises(UserError, match=r"with another precision \(fp32, now auto\)"):
+        claim(out, load(tmp_path, small_fasta, registry, split="test"))
+    claim(out, load(tmp_path, small_fasta, registry, split="test", precision="fp32"))
 
 
 def test_an_edited_recipe_does_not_go_on(
