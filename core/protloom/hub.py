@@ -6,7 +6,7 @@ server states their SHA-256 as the entity tag, which is checked. Files are kept 
 nothing that is there already, and a download that was cut goes on where it stopped.
 
 Environment: ``HF_ENDPOINT`` (a mirror), ``HF_TOKEN`` (private and gated models), ``HF_HUB_OFFLINE=1`` (use only what
-was downloaded before), ``PROTLOOM_HUB_CACHE`` (where files are kept).
+was downloaded before), ``PROTLOOM_HUB_CACHE`` (where files are kept, if not with the other caches).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from email.message import Message
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
+from protloom.caches import cache_folder
 from protloom.errors import UserError
 from protloom.files import locked, write_text
 
@@ -73,12 +74,12 @@ class Settings:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Settings:
         """Reads the settings from environment variables."""
-        home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        cache = environment.get("PROTLOOM_HUB_CACHE")
         return cls(
             endpoint=(environment.get("HF_ENDPOINT") or ENDPOINT).rstrip("/"),
             token=environment.get("HF_TOKEN") or None,
             offline=environment.get("HF_HUB_OFFLINE", "").strip().lower() in ("1", "true", "yes", "on"),
-            cache=Path(environment.get("PROTLOOM_HUB_CACHE") or Path(home) / "protloom" / "hub"),
+            cache=Path(cache).expanduser() if cache else cache_folder("hub", environment),
         )
 
 

@@ -58,7 +58,10 @@ class DataConfig(Section):
     min_length: int = Field(default=1, ge=1, description="Shorter sequences are left out, and counted")
     threads: int = Field(default=1, ge=0, description="Threads that prepare batches; 0 prepares them inline")
     strict: bool = Field(default=False, description="Refuse what the cleaning policies would change or drop")
-    cache_dir: str | None = Field(default=None, description="Where stores are built; default ~/.cache/protloom/stores")
+    cache_dir: str | None = Field(
+        default=None,
+        description="Where stores are built; default: stores in PROTLOOM_CACHE, or in ~/.cache/protloom",
+    )
 
     def parts(self) -> list[CorpusPart]:
         """Returns the corpora to train on; raises UserError if there are none."""

@@ -71,9 +71,9 @@ def test_a_built_in_that_is_broken_is_an_error(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    findings = examined(tmp_path, code=0, XDG_CACHE_HOME=str(tmp_path / "file"))
+    findings = examined(tmp_path, code=0, PROTLOOM_CACHE=str(tmp_path / "file"))
     assert findings["cache"]["state"] == "note"
-    assert "data.cache_dir" in findings["cache"]["text"]
+    assert "set PROTLOOM_CACHE, or data.cache_dir" in findings["cache"]["text"]
 
 
 def test_the_wrong_apex_is_told_without_importing_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import toy_tasks
 from protloom.cli import main
 from protloom.embedding import Embedder
 from protloom.embedding import cache as embedding_cache
-from protloom.embedding.cache import EmbeddingCache, default_folder
+from protloom.embedding.cache import EmbeddingCache
 from protloom.plugins import Registry
 from protloom.subjects import open_subjects
 
@@ -186,14 +186,6 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     for i in range(20):
         for at, value in enumerate(vectors(3, seed=i)):
             np.testing.assert_array_equal(found[3 * i + at], value)
-
-
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PROTLOOM_CACHE", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert default_folder() == Path("/x/protloom/embeddings")
-    monkeypatch.setenv("PROTLOOM_CACHE", "/y")
-    assert default_folder() == Path("/y/embeddings")
 
 
 # -------------------------------------------------------------------------------------------------- with a network

@@ -246,15 +246,16 @@ def _components(registry: Registry) -> Iterator[Finding]:
 def _cache() -> Finding:
     import tempfile
 
-    from protloom.data.store import default_cache_dir
+    from protloom.caches import cache_folder
 
-    folder = default_cache_dir()
+    folder = cache_folder("stores")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        return Finding("cache", "note", f"{folder} cannot be written ({error.strerror}): set data.cache_dir")
+        where = f"{folder} cannot be written ({error.strerror})"
+        return Finding("cache", "note", f"{where}: set PROTLOOM_CACHE, or data.cache_dir for stores alone")
     import shutil
 
     free = shutil.disk_usage(folder).free / 2**30

@@ -65,7 +65,9 @@ def configure(run: argparse.ArgumentParser) -> None:
         "--out", metavar="DIR", help="keep every result here, and go on from what is there; or FILE.json, written last"
     )
     run.add_argument(
-        "--cache-dir", metavar="DIR", help="where embeddings are kept; default: PROTLOOM_CACHE, or ~/.cache/protloom"
+        "--cache-dir",
+        metavar="DIR",
+        help="where embeddings are kept; default: embeddings in PROTLOOM_CACHE, or in ~/.cache/protloom",
     )
     run.add_argument("--cache-gb", type=float, metavar="G", help="size of that folder at most, in GiB (10)")
     run.add_argument("--no-cache", action="store_true", help="compute every embedding, keep none")
@@ -206,11 +208,12 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
 
 
 def _cache(args: argparse.Namespace) -> EmbeddingCache | None:
-    from protloom.embedding.cache import GIGABYTES, EmbeddingCache, default_folder
+    from protloom.caches import cache_folder
+    from protloom.embedding.cache import GIGABYTES, EmbeddingCache
 
     if args.no_cache:
         return None
-    folder = default_folder() if args.cache_dir is None else Path(args.cache_dir).expanduser()
+    folder = cache_folder("embeddings") if args.cache_dir is None else Path(args.cache_dir).expanduser()
     return EmbeddingCache(folder, gigabytes=args.cache_gb or GIGABYTES, warn=common.warn)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from protloom import __version__
+from protloom.caches import cache_folder
 from protloom.contracts import Record
 from protloom.data.build import build_joined, build_store
 from protloom.data.inputs import Input
@@ -36,7 +37,6 @@ __all__ = [
     "Store",
     "build_joined",
     "build_store",
-    "default_cache_dir",
     "find_corpus",
     "is_store",
     "open_corpus",
@@ -50,12 +50,6 @@ __all__ = [
 _SCHEME = re.compile(r"([A-Za-z0-9_.+-]{2,}(?:/[A-Za-z0-9_.+-]+)?):")  # two letters or more: C: is a drive
 
 Progress = Callable[[int], None]
-
-
-def default_cache_dir() -> Path:
-    """Returns where stores are built: ``$XDG_CACHE_HOME/protloom/stores``, or ``~/.cache/protloom/stores``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "protloom" / "stores"
 
 
 def open_corpus(
@@ -72,7 +66,7 @@ def open_corpus(
     Args:
         spec: a store folder, a FASTA, CSV, TSV or Parquet file, ``-`` for FASTA on standard input, or a URI
             ``scheme:rest``. A file or folder of that very name wins over a scheme.
-        cache_dir: where stores are built; default :func:`default_cache_dir`.
+        cache_dir: where stores are built; default :func:`protloom.caches.cache_folder`.
         strict: refuse what the cleaning policies would change or drop.
         column: sequence column of a table.
         registry: finds the reader of a URI's scheme.
@@ -81,7 +75,7 @@ def open_corpus(
     Raises:
         UserError: no such corpus, bad input, or the cache cannot be written.
     """
-    cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else cache_folder("stores")
     scheme = uri_scheme(spec, registry)
     if scheme is not None:
         if registry is None:
@@ -109,7 +103,7 @@ def find_corpus(
 
     Args:
         spec: as of :func:`open_corpus`.
-        cache_dir: where stores are built; default :func:`default_cache_dir`.
+        cache_dir: where stores are built; default :func:`protloom.caches.cache_folder`.
         strict: as when it was built.
         column: as when it was built.
         registry: finds the reader of a URI's scheme.
@@ -117,7 +111,7 @@ def find_corpus(
     Raises:
         UserError: an unknown scheme, or a store that is damaged.
     """
-    cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else cache_folder("stores")
     scheme = uri_scheme(spec, registry)
     path = Path(spec).expanduser()
     if scheme is None and path.is_dir():

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     F32 = NDArray[np.float32]
 
-VARIABLE = "PROTLOOM_CACHE"
-"""Environment variable: the folder of caches, instead of ``~/.cache/protloom``."""
 GIGABYTES = 10.0
 """Size limit where none is given, in GiB."""
 ENDING = ".emb"
@@ -45,15 +43,6 @@ MAGIC = b"PLEMB001"
 STALE = 3600.0
 """Seconds after which an unfinished file is taken for that of a dead process; so often is a use noted, too."""
 _HEAD = struct.Struct("<8sQQQII")  # magic, entries, rows, width, checksum of the index, reserved
-
-
-def default_folder() -> Path:
-    """Returns where embeddings are kept: ``$PROTLOOM_CACHE/embeddings``, else in ``protloom`` of the user's cache."""
-    named = os.environ.get(VARIABLE)
-    if named:
-        return Path(named).expanduser() / "embeddings"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "protloom" / "embeddings"
 
 
 class Damaged(Exception):
