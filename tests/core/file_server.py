@@ -4,40 +4,69 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+
+class Request(NamedTuple):
+    """What was asked: the path, and headers."""
+
+    path: str
+    range: str | None
+    if_range: str | None
+    authorization: str | None
 
 
 @dataclass
 class FileServer:
     """What the server has and what happened to it.
 
+    Subclasses say under which paths the files are, what else there is, and what more is stated of a file.
+
     Attributes:
-        files: path -> content.
-        cuts: path -> numbers of bytes after which the connection ends, one for each request.
+        files: name -> content; a name is a path, unless :meth:`name` says otherwise.
+        cuts: name -> numbers of bytes after which the connection ends, one for each request.
         fail: status codes to answer with before the right one.
+        moved: name -> address that the server redirects to.
+        token: that every request must bring, None for none.
         ranges: knows ``Range``.
+        shift: bytes by which a range begins later than was asked for.
         tags: sends entity tags, and honours ``If-Range``.
         lengths: states ``Content-Length``.
-        requests: (path, Range, If-Range) of every request.
+        requests: every one, in order.
         address: where it is.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
     cuts: dict[str, list[int]] = field(default_factory=dict)
     fail: list[int] = field(default_factory=list)
+    moved: dict[str, str] = field(default_factory=dict)
+    token: str | None = None
     ranges: bool = True
+    shift: int = 0
     tags: bool = True
     lengths: bool = True
-    requests: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     address: str = ""
 
-    def asked(self) -> list[str | None]:
-        """Returns the Range header of each request."""
-        return [wanted for _, wanted, _ in self.requests]
+    def name(self, path: str) -> str:
+        """Returns the name of the file that a path means."""
+        return path
+
+    def document(self, path: str) -> bytes | None:
+        """Returns what is at a path that is no file's, None where nothing is."""
+        return None
+
+    def stated(self, name: str) -> Mapping[str, str]:
+        """Returns headers that are sent of a file besides the usual ones, also with a redirect."""
+        return {}
+
+    def asked(self, name: str | None = None) -> list[str | None]:
+        """Returns the Range header of each request, or of those for one file."""
+        return [request.range for request in self.requests if name is None or self.name(request.path) == name]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -49,12 +78,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         state = self.served
-        state.requests.append((self.path, self.headers.get("Range"), self.headers.get("If-Range")))
+        headers = (self.headers.get(key) for key in ("Range", "If-Range", "Authorization"))
+        state.requests.append(Request(self.path, *headers))
+        name, document = state.name(self.path), state.document(self.path)
         if state.fail:
-            return self._answer(state.fail.pop(0))
-        if self.path not in state.files:
-            return self._answer(404)
-        content = state.files[self.path]
+            self._answer(state.fail.pop(0))
+        elif state.token is not None and self.headers.get("Authorization") != f"Bearer {state.token}":
+            self._answer(401)
+        elif document is not None:
+            self._answer(200, document)
+        elif name in state.moved:
+            self._answer(302, Location=state.moved[name], **state.stated(name))
+        elif name in state.files:
+            self._give(name)
+        else:
+            self._answer(404)
+
+    def _give(self, name: str) -> None:
+        """Sends a file or the rest of one, as far as the test lets it."""
+        state, content = self.served, self.served.files[name]
         tag = f'"{hashlib.sha256(content).hexdigest()[:8]}"'
         start = self._start(tag)
         if start is not None and start >= len(content):
@@ -69,8 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         else:
             self.send_header("Connection", "close")
+        for key, value in state.stated(name).items():
+            self.send_header(key, value)
         self.end_headers()
-        cuts = state.cuts.get(self.path)
+        cuts = state.cuts.get(name)
         if not cuts:
             self.wfile.write(body)
             self.close_connection = not state.lengths
@@ -81,20 +125,26 @@ class _Handler(BaseHTTPRequestHandler):
         return self.connection.close()
 
     def _start(self, tag: str) -> int | None:
-        """Returns the first byte asked for, None for the whole file."""
+        """Returns the first byte to send, None for the whole file."""
         wanted, condition = self.headers.get("Range"), self.headers.get("If-Range")
         if wanted is None or not self.served.ranges or (condition is not None and condition != tag):
             return None
-        return int(wanted.removeprefix("bytes=").removesuffix("-"))
+        return int(wanted.removeprefix("bytes=").removesuffix("-")) + self.served.shift
 
-    def _answer(self, status: int) -> None:
+    def _answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", "0")
+        self.send_header("Content-Length", str(len(body)))
+        for key, value in headers.items():
+            self.send_header(key, value)
         self.end_headers()
+        self.wfile.write(body)
+
+
+Server = TypeVar("Server", bound=FileServer)
 
 
 @contextmanager
-def serve(state: FileServer) -> Iterator[FileServer]:
+def serve(state: Server) -> Iterator[Server]:
     """Runs the server."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Handler,), {"served": state}))
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a cut connection is what a test wants

@@ -12,7 +12,7 @@ import pytest
 from file_server import FileServer, serve
 
 from protloom import download as downloads
-from protloom.download import Patience, download
+from protloom.download import Access, Patience, download, read
 from protloom.errors import UserError
 
 CONTENT = bytes(range(256)) * 4000  # a megabyte
@@ -53,7 +53,7 @@ def test_a_cut_connection_is_taken_up_at_once(server: FileServer, tmp_path: Path
     download(f"{server.address}/f", tmp_path / "f", sha256=SHA256, patience=AT_ONCE)
     assert (tmp_path / "f").read_bytes() == CONTENT
     assert server.asked() == [None, "bytes=300000-", "bytes=400000-"]
-    assert {tag is not None for _, wanted, tag in server.requests if wanted} == {True}
+    assert {request.if_range is not None for request in server.requests if request.range} == {True}
     assert names(tmp_path) == ["f"]
 
 
@@ -145,6 +145,82 @@ def test_a_part_of_another_file_is_started_again(part: bytes, server: FileServer
     download(f"{server.address}/f", tmp_path / "f", sha256=SHA256, size=len(CONTENT), patience=AT_ONCE)
     assert (tmp_path / "f").read_bytes() == CONTENT
     assert names(tmp_path) == ["f"]
+
+
+def test_a_range_with_another_start_is_begun_anew(server: FileServer, tmp_path: Path) -> None:
+    server.shift = 256  # the content repeats itself so often: the bytes of the rest would look right
+    server.cuts["/f"] = [300_000]
+    download(f"{server.address}/f", tmp_path / "f", patience=AT_ONCE)  # neither hash nor size are known
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    assert server.asked() == [None, "bytes=300000-", None]
+    # whoever does it again is refused, not asked for ever
+    server.cuts["/f"] = [300_000, 0, 200_000]
+    with pytest.raises(UserError, match="/f: the server sent another range than was asked for, also when it was begun"):
+        download(f"{server.address}/f", tmp_path / "g", patience=AT_ONCE)
+    assert server.asked()[3:] == [None, "bytes=300000-", None, "bytes=200000-"]
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_server_that_begins_anew_and_is_cut_is_given_up(server: FileServer, tmp_path: Path) -> None:
+    server.ranges = False
+    server.cuts["/f"] = [300_000, 100_000, 300_000, 100_000]
+    with pytest.raises(UserError, match="the connection ended after 300,000 of 1,024,000 bytes"):
+        download(f"{server.address}/f", tmp_path / "f", patience=AT_ONCE)
+    assert len(server.requests) == 3
+
+
+def test_what_is_for_one_host_is_not_given_to_another(server: FileServer, tmp_path: Path) -> None:
+    access = Access({"authorization": "Bearer secret"})
+    server.token = "secret"
+    with serve(FileServer()) as other:
+        other.moved["/f"] = f"{server.address}/g"
+        server.files["/g"] = CONTENT
+        server.moved["/f"] = "/h"  # on the same host: it gets it again
+        server.moved["/h"] = f"{other.address}/f"
+        with pytest.raises(UserError, match=r"access is denied \(401\)"):
+            download(f"{server.address}/f", tmp_path / "f", access=access, patience=AT_ONCE)
+        # not even by way of the other one
+        given = [(request.path, request.authorization) for request in server.requests]
+        assert given == [("/f", "Bearer secret"), ("/h", "Bearer secret"), ("/g", None)]
+        assert [request.authorization for request in other.requests] == [None]
+        # what every host needs to know is passed on
+        other.moved.clear()
+        other.files["/f"] = CONTENT
+        other.cuts["/f"] = [300_000]
+        download(f"{server.address}/f", tmp_path / "f", sha256=SHA256, access=access, patience=AT_ONCE)
+        assert other.asked() == [None, None, "bytes=300000-"]
+    assert (tmp_path / "f").read_bytes() == CONTENT
+    assert "secret" not in repr(access)
+
+
+def test_a_token_that_cannot_be_sent_is_not_printed(server: FileServer, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a token that cannot be sent") as caught:
+        download(f"{server.address}/f", tmp_path / "f", access=Access({"Authorization": "Bearer sec\nret"}))
+    assert "ret" not in str(caught.value)
+    assert server.requests == []
+
+
+def test_a_redirect_on_one_host_may_make_the_connection_secret_but_not_open() -> None:
+    for old, new, same in (
+        ("http://a/f", "https://A/g", True),
+        ("https://a/f", "https://a/g", True),
+        ("https://a/f", "http://a/g", False),
+        ("https://a/f", "https://a:444/g", False),
+        ("https://a/f", "https://b/f", False),
+    ):
+        assert downloads._same_host(old, new) is same, (old, new)
+
+
+def test_a_short_document(server: FileServer) -> None:
+    server.fail = [503]
+    server.cuts["/f"] = [1000]
+    assert read(f"{server.address}/f", patience=AT_ONCE) == CONTENT
+    assert server.asked() == [None, None, None]  # nothing of it is kept
+    with pytest.raises(UserError, match=r"/g: there is no such file"):
+        read(f"{server.address}/g", patience=AT_ONCE)
+    server.fail = [503] * 3
+    with pytest.raises(UserError, match=r"/f: the server answers 503 .*; try again later"):
+        read(f"{server.address}/f", patience=AT_ONCE)
 
 
 def test_a_whole_part_is_not_asked_for_again(server: FileServer, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_task_from_nothing_to_its_sequences(
     assert names(data) == MADE
     assert gzip.decompress((data / "d" / "train.csv.gz").read_bytes()) == TRAIN
     assert (data / "d" / "test.csv").read_text() == "seq,y\nWWW,5\nYYY,7\n"
-    assert [path for path, _, _ in server.requests] == ["/repo/train.csv", "/repo/v/test.zip"]  # the archive once
+    assert [request.path for request in server.requests] == ["/repo/train.csv", "/repo/v/test.zip"]  # the archive once
     choice = task_suite.select([task], registry).choices[0]
     built = task_suite.build(choice.component, registry, data_dir=str(data), options=choice.options)
     assert isinstance(built, HasSequences)
@@ -203,7 +203,7 @@ def test_shipped_tasks_do_not_take_another_file(server: FileServer, tmp_path: Pa
     assert fetch("solubility", "--out", tmp_path / "data", "--url-base", f"{server.address}/") == 1
     errors = capsys.readouterr().err
     assert "val_src: what arrived has 12 bytes, not 2,099,995" in errors
-    assert [path for path, _, _ in server.requests] == [f"{base}/val_src", f"{base}/test_src"]
+    assert [request.path for request in server.requests] == [f"{base}/val_src", f"{base}/test_src"]
     assert names(tmp_path / "data") == [".downloads/.lock"]
 
 
