@@ -106,6 +106,11 @@ class Assembly:
             untrained=self.untrained(),
         )
 
+    def why_native(self) -> str | None:
+        """Returns why other programs will not read the weights; see :func:`protloom.model_folder.why_native`."""
+        chosen = self.resolved.architecture
+        return weights.why_native(chosen.component, chosen.config, self.model.state_dict(), self.tokenizer)
+
     def untrained(self) -> tuple[str, ...]:
         """Returns the network's parameters that no step has reached so far and that were random before.
 

@@ -129,6 +129,8 @@ def _train(run: Assembly, run_dir: Path, state: TrainState, pause: Amount | None
     if run.world.main:
         run_folder.write_kernels(run_dir, kernels.record(run.ops))
         say(headline(run, run_dir, state))
+        if reason := run.why_native():
+            say(f"note     weights are written under protloom's own names, which other programs do not read: {reason}")
     phases = Phases()
     if profile and run.world.main:
         phases = Profiled(

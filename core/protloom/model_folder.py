@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+import torch
 from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -89,7 +90,7 @@ def save_pretrained(
         tokenizer_config: the tokenizer's options.
         untrained: parameters that are random; the record says so.
         layout: adapter: names and config of the architecture's own ecosystem; native: those of protloom; auto: the
-            adapter's where there is one and it can express the model.
+            adapter's where there is one and it can express the model; else the record says why not.
 
     Raises:
         UserError: if the folder exists and holds something, the disk is full, or ``layout="adapter"`` is not possible.
@@ -99,7 +100,7 @@ def save_pretrained(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        used, document, tensors, files = _layout(layout, component, config, state, tokenizer)
+        about, document, tensors, files = _layout(layout, component, config, state, tokenizer)
         (partial / CONFIG).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
         for name, content in files.items():
             (partial / name).write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -107,7 +108,7 @@ def save_pretrained(
         record = {
             "format": FORMAT,
             "protloom": __version__,
-            "layout": used,
+            **about,
             "architecture": _origin(component, config),
             "tokenizer": {**_origin(tokenizer_component, tokenizer_config), "fingerprint": tokenizer.fingerprint},
             "sha256": _file_hash(partial / TENSORS),
@@ -127,21 +128,51 @@ def refuse_existing(folder: Path) -> None:
         raise UserError(f"{folder} exists already and is not overwritten: choose another folder or remove it")
 
 
+def why_native(
+    component: Component, config: BaseModel | None, state: Mapping[str, Tensor], tokenizer: Tokenizer
+) -> str | None:
+    """Returns why a network that the architecture's own ecosystem could hold is written under protloom's names.
+
+    Args:
+        component: the architecture.
+        config: its options.
+        state: its ``state_dict()``, of which names and shapes count; it may be sharded and on any device.
+        tokenizer: goes with it.
+
+    Returns:
+        What :func:`save_pretrained` will write into the record as ``layout_reason``; None if the ecosystem can hold the
+        network, if there is no other than protloom's own, or if the numbers decide.
+    """
+    adapter = adapter_of(component)
+    if adapter is None:
+        return None
+    shapes = {name: torch.empty(value.shape, dtype=value.dtype, device="meta") for name, value in state.items()}
+    try:
+        adapter.export(config, shapes, tokenizer)
+    except UserError as error:
+        return str(error)
+    except (RuntimeError, TypeError):
+        return None  # an adapter that looks at the numbers: it is asked again when they are written
+    return None
+
+
 def _layout(
     wanted: str, component: Component, config: BaseModel | None, state: Mapping[str, Tensor], tokenizer: Tokenizer
-) -> tuple[str, dict[str, Any], Mapping[str, Tensor], Mapping[str, str | bytes]]:
-    """Returns the layout used, config.json, tensors and further files."""
+) -> tuple[dict[str, str], dict[str, Any], Mapping[str, Tensor], Mapping[str, str | bytes]]:
+    """Returns what the record says of the layout, config.json, tensors and further files."""
     adapter = adapter_of(component) if wanted != "native" else None
     if adapter is None and wanted == "adapter":
         raise UserError(f"architecture {component.full_name} has no other program's format: use --to protloom")
+    about = {"layout": "native"}
     if adapter is not None:
         try:
-            return "adapter", *adapter.export(config, state, tokenizer)
-        except UserError:
+            return {"layout": "adapter"}, *adapter.export(config, state, tokenizer)
+        except UserError as error:
             # options that the other program does not know; our own names hold any model
             if wanted == "adapter":
-                raise
-    return "native", {"model_type": f"protloom-{component.name}", **options_of(config)}, state, {}
+                raise UserError(f"{error}: use --to protloom") from None
+            about["layout_reason"] = str(error)
+    return about, {"model_type": f"protloom-{component.name}", **options_of(config)}, state, {}
 
 
 def adapter_of(component: Component) -> WeightAdapter | None:

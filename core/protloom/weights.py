@@ -31,6 +31,7 @@ from protloom.model_folder import (
     refuse_existing,
     save_pretrained,
     validated,
+    why_native,
 )
 from protloom.specs import ArchitectureSpec
 
@@ -50,6 +51,7 @@ __all__ = [
     "read",
     "refuse_existing",
     "save_pretrained",
+    "why_native",
 ]
 
 HUB_ID = re.compile(r"(hf:)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")

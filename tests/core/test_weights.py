@@ -6,21 +6,25 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
+from tiny_run import options_in
 from torch import Tensor
 
 from protloom import checkpoint, hub, model_folder, weights
+from protloom.cli import main
 from protloom.config import Chosen
 from protloom.contracts import Offsets
 from protloom.errors import UserError
 from protloom.plugins import Registry
 
 SIZE = {"layers": 2, "width": 24, "heads": 3}
+INEXPRESSIBLE_OPTIONS = {"train_mask_ratio": 0.2}
+INEXPRESSIBLE = "transformers fixes ESM-2's train_mask_ratio at 0.12, this model has 0.2"
 
 
 @pytest.fixture
@@ -113,10 +117,50 @@ class TestModelFolder:
 
     def test_options_without_a_foreign_form_are_written_natively(self, tmp_path: Path, save: Save) -> None:
         save(tmp_path / "m", train_mask_ratio=0.2)
-        assert json.loads((tmp_path / "m" / "protloom.json").read_text())["layout"] == "native"
-        with pytest.raises(UserError, match="train_mask_ratio"):
+        record = json.loads((tmp_path / "m" / "protloom.json").read_text())
+        assert record["layout"] == "native"
+        assert record["layout_reason"] == INEXPRESSIBLE
+        with pytest.raises(UserError, match=f"{INEXPRESSIBLE}: use --to protloom"):
             save(tmp_path / "n", train_mask_ratio=0.2, layout="adapter")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]
+
+    @pytest.mark.parametrize(("layout", "options"), [("auto", {}), ("adapter", {}), ("native", INEXPRESSIBLE_OPTIONS)])
+    def test_no_reason_where_the_layout_is_the_one_asked_for(
+        self, tmp_path: Path, save: Save, layout: str, options: dict[str, Any]
+    ) -> None:
+        save(tmp_path / "m", layout=layout, **options)
+        assert "layout_reason" not in json.loads((tmp_path / "m" / "protloom.json").read_text())
+
+    def test_the_reason_is_known_before_anything_is_written(
+        self,
+        chosen: Callable[..., Chosen],
+        network: Callable[[Chosen], Any],
+        tokenizer: Chosen,
+        registry: Registry,
+    ) -> None:
+        made = tokenizer.component.load_factory()(tokenizer.config)
+        for options, said in (({}, None), (INEXPRESSIBLE_OPTIONS, INEXPRESSIBLE)):
+            mine = chosen(**options)
+            state = network(mine).state_dict()
+            assert weights.why_native(mine.component, mine.config, state, made) == said
+        # where there is no other form, nothing is lost
+        assert weights.why_native(registry.resolve("architecture", "proteinbert2"), None, {}, made) is None
+
+    @pytest.mark.parametrize("look", [Tensor.item, Tensor.numpy, Tensor.tolist, lambda value: bool((value > 0).any())])
+    def test_an_adapter_that_looks_at_the_numbers_is_asked_later(
+        self, look: Callable[[Tensor], Any], chosen: Callable[..., Chosen], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Adapter:
+            def export(self, config: Any, state: dict[str, Tensor], tokenizer: Any) -> Any:
+                look(state["one"])
+                raise UserError("these numbers have no form there")
+
+        monkeypatch.setattr(model_folder, "adapter_of", lambda component: Adapter())
+        mine = chosen()
+        arguments = mine.component, mine.config, {"one": torch.ones(())}
+        assert weights.why_native(*arguments, cast(Any, None)) is None
+        about = model_folder._layout("auto", *arguments, cast(Any, None))[0]
+        assert about == {"layout": "native", "layout_reason": "these numbers have no form there"}
 
     def test_building_does_not_move_the_random_generator(self, tmp_path: Path, save: Save, registry: Registry) -> None:
         save(tmp_path / "m")
@@ -334,3 +378,16 @@ class TestInit:
         made.vocab = made.vocab[:-1]
         with pytest.raises(UserError, match=r"33 symbols.*32 symbols"):
             weights.load_into(model, mine, made, tmp_path / "m", registry)
+
+
+def test_a_run_says_once_that_other_programs_will_not_read_its_weights(
+    small_fasta: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_in(tmp_path, small_fasta)
+    assert main(["train", *options("own", architecture__train_mask_ratio=0.2, trainer__steps=4)]) == 0
+    said = f"note     weights are written under protloom's own names, which other programs do not read: {INEXPRESSIBLE}"
+    assert capsys.readouterr().out.splitlines().count(said) == 1
+    records = [json.loads(file.read_text()) for file in (tmp_path / "own").glob("checkpoints/*/model/protloom.json")]
+    assert [record["layout_reason"] for record in records] == [INEXPRESSIBLE] * 2
+    assert main(["train", *options("plain", trainer__steps=2)]) == 0
+    assert "note     weights" not in capsys.readouterr().out

@@ -261,11 +261,13 @@ class WeightAdapter(Protocol):
 
         Args:
             config: options of the network.
-            state: its whole ``state_dict()`` on the host (a sharded network's is gathered first).
+            state: its whole ``state_dict()`` on the host (a sharded network's is gathered first). Before a run it is
+                asked with the same shapes on torch's device ``meta``, which hold no numbers.
             tokenizer: the vocabulary.
 
         Raises:
-            protloom.errors.UserError: if the other program cannot express these options.
+            protloom.errors.UserError: if the other program cannot express these options. Says why and no more: it is
+                shown to who trains and to who converts.
         """
 
 

@@ -78,12 +78,11 @@ class AmplifyWeights:
         if tuple(tokenizer.vocab) != VOCAB:
             raise UserError(
                 f"AMPLIFY's format is for its own vocabulary of {len(VOCAB)} symbols, not that of tokenizer"
-                f" {tokenizer.name!r}: convert it with --to protloom"
+                f" {tokenizer.name!r}"
             )
         if config.rope_base != ROPE_BASE:
             raise UserError(
-                f"AMPLIFY fixes the base of rotary angles at {ROPE_BASE:g}, this model has {config.rope_base:g}:"
-                " convert it with --to protloom"
+                f"AMPLIFY fixes the base of rotary angles at {ROPE_BASE:g}, this model has {config.rope_base:g}"
             )
         return _released_config(config, tokenizer), _to_released(state, config), _tokenizer_files(tokenizer)
 

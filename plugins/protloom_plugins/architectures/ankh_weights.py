@@ -82,7 +82,7 @@ class AnkhWeights:
     ) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, str | bytes]]:
         """Returns what ``transformers.T5ForConditionalGeneration.from_pretrained`` reads."""
         if config.activation not in EXPORTED_GATES:
-            raise UserError("transformers' T5 has no gate with the exact GELU: convert it with --to protloom")
+            raise UserError("transformers' T5 has no gate with the exact GELU")
         tensors = {theirs: state[own].contiguous() for own, theirs in names(config)}
         special = {
             "pad_token_id": tokenizer.pad_id,

@@ -115,8 +115,7 @@ class Esm2Weights:
         """Returns what ``transformers.EsmForMaskedLM.from_pretrained`` reads."""
         if config.token_dropout and abs(config.train_mask_ratio - 0.12) > 1e-9:
             raise UserError(
-                f"transformers fixes ESM-2's train_mask_ratio at 0.12, this model has {config.train_mask_ratio}:"
-                " convert it with --to protloom"
+                f"transformers fixes ESM-2's train_mask_ratio at 0.12, this model has {config.train_mask_ratio}"
             )
         if config.token_dropout and tokenizer.mask_id is None:
             raise UserError(f"tokenizer {tokenizer.name!r} has no mask symbol, which transformers' ESM needs")
