@@ -32,7 +32,8 @@ def measure(states: Tensor, name: str) -> dict[str, Metric]:
         (effective rank; Roy and Vetterli 2007; RankMe, Garrido et al. 2023), and ``NAME_stable_rank`` = ‖·‖²_F / ‖·‖²₂;
         ``NAME_cosine``, the mean cosine of different rows. All NaN-free; counted 0 where there are fewer than 2 rows.
     """
-    with torch.no_grad():
+    # autocast would round the Gram matrix, and CUDA has no eigenvalues of half matrices
+    with torch.no_grad(), torch.autocast(states.device.type, enabled=False):
         rows = states[:ROWS].float()
         n, width = rows.shape
         if n < 2:

@@ -114,10 +114,10 @@ def join(parallel: Parallel, device: str) -> World:
     chosen = _device(device)
     if size > 1 and ":" in device and chosen.type == "cuda":
         raise UserError(f"trainer.device={device} is one device for {size} processes: with cuda each takes its own")
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)  # kernels of others, apex's among them, run on the current one
     if parallel == "none":
         return World(0, 1, chosen, parallel)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
     if not dist.is_initialized():
         # numbers of the host are added by gloo also where NCCL moves the tensors
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from protloom.contracts import Architecture, Encoded, Losses, Metric, Offsets, PassRequest, StepContext
+from protloom.copies import on_device
 from protloom.errors import UserError
 from protloom.rng import CounterRNG
 
@@ -62,10 +63,7 @@ def _stream(packed: Packed, device: torch.device) -> Stream:
 
 
 def _tensor(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
+    return on_device(torch.from_numpy(np.ascontiguousarray(values)), device)
 
 
 class SharedPasses:

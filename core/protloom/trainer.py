@@ -218,7 +218,7 @@ class Trainer:
             for key, total in output.totals.items():
                 totals[key] = totals.get(key, torch.zeros_like(total)) + total
             for name, metric in output.metrics.items():
-                total, count = (torch.as_tensor(x, device=run.world.device) for x in (metric.total, metric.count))
+                total, count = (_on(x, run.world.device) for x in (metric.total, metric.count))
                 before = metrics.get(name, (torch.zeros_like(total), torch.zeros_like(count)))
                 metrics[name] = (before[0] + total.detach(), before[1] + count.detach())
         with self.phases("optimizer"):
@@ -230,7 +230,7 @@ class Trainer:
             if finite:
                 run.optimizer.step()
                 for name, metric in run.module.after_step(step).items():
-                    total, count = (torch.as_tensor(x, device=run.world.device) for x in (metric.total, metric.count))
+                    total, count = (_on(x, run.world.device) for x in (metric.total, metric.count))
                     metrics[name] = (total.detach(), count)
         return Stepped(totals, metrics, norm, finite)
 
@@ -383,3 +383,8 @@ class Trainer:
 
 def _alone(x: Tensor) -> Tensor:
     return x
+
+
+def _on(x: Tensor | float, device: torch.device) -> Tensor:
+    """Returns a number as a tensor of the device, written there: for a copy the host would wait."""
+    return x.to(device) if isinstance(x, Tensor) else torch.full((), x, device=device)

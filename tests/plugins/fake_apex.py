@@ -1,10 +1,10 @@
 """A stand-in for NVIDIA's apex, in torch and on CPU, with the quirks of the real one that an adapter must know.
 
-- Norms of one type refuse two; the mixed ones give the type of the weight. None can be launched over no rows.
+- Norms want rows and weights of one type. None can be launched over no rows.
 - Under autocast its functions would cast their inputs.
 - FusedAdam counts steps in the group as an integer, keeps fp32 moments, and its ``zero_grad`` takes no argument.
 - FusedLAMB counts so too, always has a limit of the gradients' norm, and leaves its updates in the gradients.
-- Clipping is in ``contrib``.
+- The norm of many tensors takes lists of one type, fp32 or fp16, and gives a tensor of one number.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ CALLS: list[str] = []
 """Which of its functions were called, in order."""
 
 
-def _checked(name: str, x: Tensor, *parameters: Tensor, mixed: bool = False) -> Tensor:
+def _checked(name: str, x: Tensor, *parameters: Tensor) -> Tensor:
     CALLS.append(name)
     if torch.is_autocast_enabled(x.device.type):
         raise RuntimeError("autocast is on: the real one would cast its inputs now")
     if not x.numel():
         raise RuntimeError("CUDA error: invalid configuration argument")
-    if not mixed and any(p.dtype != x.dtype for p in parameters):
-        raise RuntimeError("expected scalar type of input and weight to be the same")
+    if any(p.dtype != x.dtype for p in parameters):
+        raise RuntimeError("expected scalar type BFloat16 but found Float")
     return x.float()
 
 
@@ -50,11 +50,6 @@ def fused_rms_norm_affine(x: Tensor, weight: Tensor, shape: Any, eps: float = 1e
     return (_rms(_checked("fused_rms_norm_affine", x, weight), eps) * weight.float()).to(x.dtype)
 
 
-def mixed_dtype_fused_rms_norm_affine(x: Tensor, weight: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
-    wide = _checked("mixed_dtype_fused_rms_norm_affine", x, weight, mixed=True)
-    return (_rms(wide, eps) * weight.float()).to(weight.dtype)
-
-
 def fused_layer_norm(x: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
     return _standard(_checked("fused_layer_norm", x), eps).to(x.dtype)
 
@@ -62,13 +57,6 @@ def fused_layer_norm(x: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
 def fused_layer_norm_affine(x: Tensor, weight: Tensor, bias: Tensor, shape: Any, eps: float = 1e-6) -> Tensor:
     wide = _checked("fused_layer_norm_affine", x, weight, bias)
     return (_standard(wide, eps) * weight.float() + bias.float()).to(x.dtype)
-
-
-def mixed_dtype_fused_layer_norm_affine(
-    x: Tensor, weight: Tensor, bias: Tensor, shape: Any, eps: float = 1e-6
-) -> Tensor:
-    wide = _checked("mixed_dtype_fused_layer_norm_affine", x, weight, bias, mixed=True)
-    return (_standard(wide, eps) * weight.float() + bias.float()).to(weight.dtype)
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -176,16 +164,18 @@ class FusedLAMB(torch.optim.Optimizer):
                 p.sub_(ratio * p.grad)
 
 
-def clip_grad_norm_(
-    parameters: Any, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
-) -> Tensor:
-    CALLS.append("clip_grad_norm_")
-    grads = [p.grad for p in parameters]
-    norm = torch.stack([g.float().norm() for g in grads]).norm()
-    factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    for g in grads:
-        g.mul_(factor)
-    return norm
+def multi_tensor_l2norm(chunk: int, overflow: Tensor, lists: list[list[Tensor]], per_tensor: bool) -> Any:
+    CALLS.append("multi_tensor_l2norm")
+    (grads,) = lists
+    assert overflow.dtype == torch.int32
+    assert not per_tensor
+    if len({g.dtype for g in grads}) != 1 or grads[0].dtype not in (torch.float32, torch.float16):
+        raise RuntimeError("multi_tensor_l2norm not implemented for these types")
+    return torch.stack([g.float().norm() for g in grads]).norm().view(1), torch.empty(0)
+
+
+def multi_tensor_applier(function: Any, overflow: Tensor, lists: list[list[Tensor]], *rest: Any) -> Any:
+    return function(2048 * 32, overflow, lists, *rest)
 
 
 def install(patch: pytest.MonkeyPatch, *, extensions: tuple[str, ...] = ("fused_layer_norm_cuda", "amp_C")) -> None:
@@ -199,16 +189,13 @@ def install(patch: pytest.MonkeyPatch, *, extensions: tuple[str, ...] = ("fused_
             for f in (
                 fused_rms_norm,
                 fused_rms_norm_affine,
-                mixed_dtype_fused_rms_norm_affine,
                 fused_layer_norm,
                 fused_layer_norm_affine,
-                mixed_dtype_fused_layer_norm_affine,
             )
         },
         "apex.optimizers": {"FusedAdam": FusedAdam, "FusedLAMB": FusedLAMB},
-        "apex.contrib": {},
-        "apex.contrib.clip_grad": {"clip_grad_norm_": clip_grad_norm_},
-        **{name: {} for name in extensions},
+        "apex.multi_tensor_apply": {"multi_tensor_applier": multi_tensor_applier},
+        **{name: {"multi_tensor_l2norm": multi_tensor_l2norm} if name == "amp_C" else {} for name in extensions},
     }
     for name, members in tree.items():
         module = ModuleType(name)

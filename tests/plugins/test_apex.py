@@ -84,8 +84,8 @@ def test_which_form_is_called(apex: dict[str, Any]) -> None:
     assert fake_apex.CALLS == [
         "fused_rms_norm_affine",
         "fused_rms_norm",
-        "mixed_dtype_fused_rms_norm_affine",
-        "mixed_dtype_fused_layer_norm_affine",
+        "fused_rms_norm_affine",
+        "fused_layer_norm_affine",
     ]
 
 
@@ -202,6 +202,21 @@ def test_clipping(apex: dict[str, Any]) -> None:
     after = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]).norm()
     assert float(after) == pytest.approx(0.5, rel=1e-4)
     assert float(apex["clip_grad_norm"]([unused], 1.0)) == 0
+    assert fake_apex.CALLS == ["multi_tensor_l2norm"]
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "calls"), [((torch.float32, torch.float16), 2), ((torch.float32, torch.bfloat16), 0)]
+)
+def test_clipping_gradients_of_several_types(apex: dict[str, Any], dtypes: tuple[torch.dtype, ...], calls: int) -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(6, dtype=dtype)) for dtype in dtypes]
+    for number, parameter in enumerate(parameters):
+        parameter.grad = torch.full_like(parameter, 3.0 + number)
+    norm = apex["clip_grad_norm"](parameters, 1.0)
+    assert float(norm) == pytest.approx((6 * (9 + 16)) ** 0.5, rel=1e-2)
+    assert fake_apex.CALLS.count("multi_tensor_l2norm") == calls  # apex's norm knows no bf16
+    after = torch.cat([p.grad.float() for p in parameters if p.grad is not None]).norm()
+    assert float(after) == pytest.approx(1.0, rel=1e-2)
 
 
 # -------------------------------------------------------------------------------------------------------- being there

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from protloom import config
+from protloom import collapse, config
 from protloom.assembly import Assembly, assemble
 from protloom.cli import main
 from protloom.contracts import StepContext
@@ -277,6 +277,15 @@ def lines(run_dir: Path) -> list[dict[str, Any]]:
     times = {"tokens_per_second", "flops_per_second", "mfu", "memory_mib", "seconds"}
     records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in r.items() if k not in times} for r in records]
+
+
+def test_what_is_said_of_states_does_not_depend_on_autocast() -> None:
+    """Half Gram matrices are coarse, and CUDA has no eigenvalues of them."""
+    states = torch.randn(200, 32, generator=torch.Generator().manual_seed(0)) + 3.0
+    expected = {name: float(metric.total) for name, metric in collapse.measure(states, "x").items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = {name: float(metric.total) for name, metric in collapse.measure(states, "x").items()}
+    assert found == expected
 
 
 def test_jepa_alone_collapses_and_the_run_says_so(

@@ -277,12 +277,11 @@ class Peer(Protocol):
     ``protloom bench`` does the rest, alike for all: it pads the sequences whose corruption an objective made, in the
     order drawn or sorted by length, and steps AdamW. Making a peer must not import the program: ``unavailable`` is
     asked first.
-
-    Attributes:
-        attentions: names of its ways to compute attention, its own default first.
     """
 
-    attentions: Sequence[str]
+    @property
+    def attentions(self) -> Sequence[str]:
+        """Names of its ways to compute attention, its own default first."""
 
     def unavailable(self) -> str | None:
         """Returns None if the program can be used here, else why not and what to do, in one line."""

@@ -47,10 +47,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     with _as_they_come(x):
         if weight is None:
             return _typed(norms().fused_rms_norm(x, shape, eps), x)
-        if weight.dtype == x.dtype:
-            return _typed(norms().fused_rms_norm_affine(x, weight, shape, eps), x)
-        # the mixed form takes two types and gives the weight's
-        return _typed(norms().mixed_dtype_fused_rms_norm_affine(x, weight, shape, eps), x)
+        return _typed(norms().fused_rms_norm_affine(*_alike(x, weight), shape, eps), x)
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
@@ -65,9 +62,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: fl
     with _as_they_come(x):
         if weight is None or bias is None:
             return _typed(norms().fused_layer_norm(x, shape, eps), x)
-        if weight.dtype == x.dtype:
-            return _typed(norms().fused_layer_norm_affine(x, weight, bias, shape, eps), x)
-        return _typed(norms().mixed_dtype_fused_layer_norm_affine(x, weight, bias, shape, eps), x)
+        return _typed(norms().fused_layer_norm_affine(*_alike(x, weight, bias), shape, eps), x)
 
 
 def _as_they_come(x: Tensor) -> torch.autocast:
@@ -75,19 +70,45 @@ def _as_they_come(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def _alike(x: Tensor, *parameters: Tensor) -> list[Tensor]:
+    """Returns all in the widest of their types.
+
+    apex's forms of mixed types take fp32 rows with half weights and nothing else: for half rows their kernels write
+    half numbers into a result that was made in the type of the weights (type_shim.h, ``INOUT_TYPES``).
+    """
+    wide = x.dtype
+    for parameter in parameters:
+        wide = torch.promote_types(wide, parameter.dtype)
+    return [tensor.to(wide) for tensor in (x, *parameters)]
+
+
 def _typed(found: Tensor, like: Tensor) -> Tensor:
     return found.to(like.dtype)
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """apex's clipping over many tensors at once; only fp32 and fp16 gradients take its fused path."""
-    clip = importlib.import_module("apex.contrib.clip_grad").clip_grad_norm_
+    """apex's norm over many tensors at once, then PyTorch's scaling.
+
+    apex's own clipping hands the factor to its kernel as a number, for which the host waits. Its norm takes gradients
+    of fp32 and fp16; where there are others, the whole is PyTorch's.
+    """
     ready = [p for p in parameters if p.grad is not None]
     _refuse_shards(ready)
     if not ready:
         return torch.zeros(())
-    norm: Tensor = clip(ready, max_norm)
-    return norm.detach()
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in ready:
+        assert parameter.grad is not None
+        by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad.detach())
+    if not by_type.keys() <= {torch.float32, torch.float16}:
+        return torch.nn.utils.clip_grad_norm_(ready, max_norm, foreach=True).detach()
+    apply = importlib.import_module("apex.multi_tensor_apply").multi_tensor_applier
+    norm_of = importlib.import_module(TENSORS).multi_tensor_l2norm
+    overflow = torch.zeros(1, dtype=torch.int32, device=ready[0].device)
+    norms_of = [apply(norm_of, overflow, [grads], False)[0].float() for grads in by_type.values()]
+    norm = torch.linalg.vector_norm(torch.cat(norms_of))
+    torch.nn.utils.clip_grads_with_norm_(ready, max_norm, norm)
+    return norm
 
 
 def adamw(
@@ -263,8 +284,8 @@ class ApexBackend:
             return f"apex was built without {extension}: {WHERE}"
         try:
             attempt(device)
-        except (ImportError, OSError, RuntimeError, AttributeError) as error:
-            # an extension of another PyTorch or CUDA shows only when it is loaded or run
+        except Exception as error:
+            # an extension of another PyTorch or CUDA shows only when it is loaded or run, by whatever error
             return f"apex's {extension} does not work here ({' '.join(str(error).split())[:200]}): {WHERE}"
         return None
 
@@ -298,3 +319,7 @@ def _try_tensors(device: torch.device) -> None:
         # the first step of both is lr in the direction of the sign
         if not torch.allclose(parameter.detach(), torch.full_like(parameter, -1.0), atol=1e-3):
             raise RuntimeError("its first step of Adam or LAMB is wrong")
+    parameter = torch.nn.Parameter(torch.zeros(4, device=device))
+    parameter.grad = torch.ones_like(parameter)
+    if not torch.allclose(clip_grad_norm([parameter], 1.0), parameter.new_full((), 2.0)):
+        raise RuntimeError("its norm of four ones is not 2")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from protloom.contracts import Offsets
+from protloom.copies import on_device
 from protloom.ops import Timing
 from protloom_plugins.kernels import measured, native
 
@@ -42,7 +43,7 @@ def layout(bounds_q: tuple[int, ...], bounds_k: tuple[int, ...], device: torch.d
         lengths = np.diff(bounds)
         sequence = np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
         place = np.arange(bounds[-1], dtype=np.int32) - np.repeat(np.asarray(bounds[:-1], dtype=np.int32), lengths)
-        parts += [torch.from_numpy(values).to(device) for values in (sequence, place)]
+        parts += [on_device(torch.from_numpy(values), device) for values in (sequence, place)]
     return Layout(*parts)
 
 
@@ -115,7 +116,7 @@ def _plan(
 
     del inference
     where = layout(bounds_q, bounds_k, device)
-    counts, indices = (torch.from_numpy(x).to(device)[None, None] for x in blocks(bounds_q, bounds_k))
+    counts, indices = (on_device(torch.from_numpy(x), device)[None, None] for x in blocks(bounds_q, bounds_k))
     mask = BlockMask.from_kv_blocks(
         counts,
         indices,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from protloom.contracts import Offsets
 from protloom_plugins.kernels import cpu, cpu_attention
@@ -25,6 +27,9 @@ from protloom_plugins.optimizers.lamb_steps import Lamb
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float) -> Tensor:
     """PyTorch's fused layer norm; its statistics are fp32 for half inputs."""
+    if x.device.type == "cuda" and not torch.is_autocast_enabled("cuda"):
+        # its CUDA kernel reads all three as one type; autocast widens them
+        weight, bias = (None if of is None else of.to(x.dtype) for of in (weight, bias))
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
@@ -75,37 +80,47 @@ def _padded_attention(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Pads to the longest sequence and calls SDPA with a mask; see :class:`protloom.ops.Attention`."""
-    (rows, queries), (columns, keys) = _padding(cu_q), _padding(cu_k)
+    # a length that is no multiple of 16 makes SDPA copy the mask to one that is
+    longest_q, longest_k = (-(-cu.longest // 16) * 16 for cu in (cu_q, cu_k))
+    (rows, queries), (columns, keys) = _padding(cu_q, longest_q), _padding(cu_k, longest_k)
     left, right, values = (
         # writing rows to their places has a cheap backward pass, gathering them would scatter gradients
-        x.new_zeros(cu.n * cu.longest, *x.shape[1:])
+        x.new_zeros(cu.n * longest, *x.shape[1:])
         .index_copy(0, where, x)
-        .view(cu.n, cu.longest, *x.shape[1:])
+        .view(cu.n, longest, *x.shape[1:])
         .transpose(1, 2)  # [n, H, L, d]
-        for x, cu, where in ((q, cu_q, rows), (k, cu_k, columns), (v, cu_k, columns))
+        for x, cu, longest, where in (
+            (q, cu_q, longest_q, rows),
+            (k, cu_k, longest_k, columns),
+            (v, cu_k, longest_k, columns),
+        )
     )
     seen = keys[:, None, None, :] & queries[:, None, :, None]  # [n, 1, Lq, Lk]
-    limited = visible(cu_q.longest, cu_k.longest, causal, window, q.device)
+    limited = visible(longest_q, longest_k, causal, window, q.device)
     if limited is not None:
         seen = seen & limited
     mask = seen
     if bias is not None:
-        spread = cpu.bias_matrix(bias, cu_q.longest, cu_k.longest).to(q.dtype)
+        missing = max(0, max(longest_q, longest_k) - (bias.shape[1] // 2 + 1))  # padding has no bias
+        spread = cpu.bias_matrix(F.pad(bias, (missing, missing)), longest_q, longest_k).to(q.dtype)
         # not −inf: a padded query sees nothing, and its row must stay a number
         mask = spread.unsqueeze(0).masked_fill(~seen, torch.finfo(q.dtype).min)
-    out = F.scaled_dot_product_attention(left, right, values, attn_mask=mask, scale=scale)
+    # not cuDNN's attention, which PyTorch prefers on Hopper: it spends a second on a plan for every new shape
+    allowed = sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]) if q.is_cuda else nullcontext()
+    with allowed:
+        out = F.scaled_dot_product_attention(left, right, values, attn_mask=mask, scale=scale)
     out = out.masked_fill(~seen.any(-1, keepdim=True), 0.0)  # queries that see no key
     return out.transpose(1, 2).flatten(0, 1).index_select(0, rows)
 
 
-def _padding(cu: Offsets) -> tuple[Tensor, Tensor]:
+def _padding(cu: Offsets, longest: int) -> tuple[Tensor, Tensor]:
     """Returns each token's row ``[T]`` in an ``[n · longest]`` padded batch, and ``[n, longest]`` where tokens are."""
     starts, lengths = cu.cu[:-1].long(), cu.cu.diff().long()
-    column = torch.arange(cu.longest, device=cu.cu.device)
+    column = torch.arange(longest, device=cu.cu.device)
     present = column < lengths.unsqueeze(1)
     sequence = torch.repeat_interleave(torch.arange(cu.n, device=cu.cu.device), lengths, output_size=cu.total)
     within = torch.arange(cu.total, device=cu.cu.device) - starts[sequence]
-    return sequence * cu.longest + within, present
+    return sequence * longest + within, present
 
 
 @cache

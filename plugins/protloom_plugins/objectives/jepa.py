@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from protloom import collapse
 from protloom.contracts import Losses, Metric, Packed, PassRequest, Prepared, Term
+from protloom.copies import on_device
 from protloom.errors import UserError
 from protloom.objective import Objective
 from protloom_plugins.objectives import regularisers
@@ -181,7 +182,8 @@ class Jepa(Objective):
             rows = states.float()
             if len(rows) > config.rows:
                 generator = torch.Generator().manual_seed(ctx.rng.stream("rows").draw(0))
-                rows = rows[torch.randperm(len(rows), generator=generator)[: config.rows].to(rows.device)]
+                chosen = torch.randperm(len(rows), generator=generator)[: config.rows]
+                rows = rows[on_device(chosen, rows.device)]
             axes = regularisers.directions(rows.shape[1], config.directions, ctx.rng.stream("axes").draw(0), rows)
             if config.name == "visreg":
                 return regularisers.visreg(rows, axes, all_gather=ctx.all_gather)
@@ -201,8 +203,9 @@ class Jepa(Objective):
         keep = decay_at(self.config.target.teacher, step)
         own = cast(nn.Module, model)
         with torch.no_grad():
-            for parameter, towards in zip(self.teacher.parameters(), own.parameters(), strict=True):
-                _local(parameter).lerp_(_local(towards).to(parameter.dtype), 1.0 - keep)
+            pairs = zip(self.teacher.parameters(), own.parameters(), strict=True)
+            mine, theirs = zip(*((_local(a), _local(b).to(a.dtype)) for a, b in pairs), strict=True)
+            torch._foreach_lerp_(mine, theirs, 1.0 - keep)  # not one by one: a network has hundreds of them
             for buffer, current in zip(self.teacher.buffers(), own.buffers(), strict=True):
                 buffer.copy_(current)
         return {"teacher_distance": Metric(*self._apart(own))}
@@ -210,10 +213,12 @@ class Jepa(Objective):
     def _apart(self, student: nn.Module) -> tuple[Tensor, Tensor]:
         """Returns ‖θ' - θ‖² and ‖θ‖² of what this process holds; here both are sharded alike, in a forward not."""
         assert self.teacher is not None
-        pairs = list(zip(self.teacher.parameters(), student.parameters(), strict=True))
         with torch.no_grad():
-            apart = torch.stack([(_local(a) - _local(b)).float().square().sum() for a, b in pairs]).sum()
-            size = torch.stack([_local(b).float().square().sum() for _, b in pairs]).sum()
+            mine, theirs = ([_local(p).float() for p in of.parameters()] for of in (self.teacher, student))
+            apart, size = (
+                torch.stack(torch._foreach_norm(tensors)).square().sum()
+                for tensors in (torch._foreach_sub(mine, theirs), theirs)
+            )
         return apart, size
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from protloom.copies import on_device
+
 KNOTS = 16
 """Steps of the grid on [0, 3]; its first knot, 0, adds nothing."""
 STEP = 3.0 / KNOTS
@@ -24,7 +26,7 @@ def directions(width: int, count: int, seed: int, like: Tensor) -> Tensor:
     """Returns ``[width, count]`` random unit vectors, a function of ``seed`` alone, on the device of ``like``."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(width, count, generator=generator, dtype=torch.float32)
-    return (drawn / drawn.norm(dim=0, keepdim=True)).to(like.device, _wide(like).dtype)
+    return on_device((drawn / drawn.norm(dim=0, keepdim=True)).to(_wide(like).dtype), like.device)
 
 
 def sigreg(z: Tensor, axes: Tensor, *, scale_by_n: bool = True, all_sum: Reduce = lambda x: x) -> Tensor:
@@ -45,7 +47,7 @@ def sigreg(z: Tensor, axes: Tensor, *, scale_by_n: bool = True, all_sum: Reduce 
     """
     rows = _wide(z)
     sums = _characteristic_sums(rows @ axes)  # [2, KNOTS, K]
-    n = all_sum(torch.tensor(float(len(rows)), dtype=rows.dtype, device=rows.device))
+    n = all_sum(rows.new_full((), float(len(rows))))
     means = all_sum(sums) / n.clamp(min=1.0)
     t = STEP * torch.arange(1, KNOTS + 1, dtype=rows.dtype, device=rows.device)
     phi = torch.exp(-0.5 * t * t)
@@ -116,7 +118,8 @@ def visreg(z: Tensor, axes: Tensor, *, all_gather: Reduce = lambda x: x) -> Tens
     sigma = centred.norm(dim=0) / math.sqrt(b) + 1e-6
     projected = (centred / sigma.detach()) @ axes  # [B, K]
     # in float64 and on the host: the tails of the quantile function lose digits, and not every device has the type
-    normal = torch.special.ndtri(torch.arange(1, b + 1, dtype=torch.float64) / (b + 1)).to(rows)
+    quantiles = torch.special.ndtri(torch.arange(1, b + 1, dtype=torch.float64) / (b + 1))
+    normal = on_device(quantiles.to(rows.dtype), rows.device)
     shape = (projected.sort(dim=0).values - normal[:, None]).square().mean()
     return mean.square().mean() + (sigma - 1.0).square().mean() + shape
 
