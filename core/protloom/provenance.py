@@ -11,13 +11,16 @@ from pathlib import Path
 
 FEATURES = (
     "protloom.embedding.embedder",
+    "protloom.embedding.layers",
     "protloom.inference",
     "protloom.kernels",
+    "protloom.likelihood",
     "protloom.ops",
     "protloom.precision",
     "protloom.subjects",
+    "protloom.variants",
 )
-"""Modules of the core whose code decides the features of a sequence."""
+"""Modules of the core whose code decides the features of a sequence, or the scores of variants."""
 
 LIBRARIES = ("torch", "numpy", "scipy", "scikit-learn")
 """Distributions that compute features, probes and metrics."""

@@ -6,7 +6,7 @@ They have the methods of :class:`protloom.embedding.Embedder`, so a task cannot 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -150,10 +150,6 @@ class Separation(Floor):
         letters = np.eye(21, dtype=np.float32)[encode(sequence)]  # [L, 21]
         both = letters[:, None, :] + letters[None, :, :]
         return np.concatenate([distance[..., None], both], axis=-1)
-
-
-FLOORS: Mapping[str, type[Floor]] = {f.name: f for f in (OneHot, Composition, Kmer2, Length, Separation)}
-"""Every floor by name."""
 
 
 def _frequencies(codes: Sequence[NDArray[np.int64]], size: int) -> F32:

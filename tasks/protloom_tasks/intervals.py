@@ -7,12 +7,10 @@ resampled by the same draws: they depend on (seed, number of items) alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from protloom.scoring import percentile_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,19 +50,6 @@ def bootstrap_ratio(
         with np.errstate(invalid="ignore", divide="ignore"):
             found.append(total[index].sum(axis=1) / below)
     return np.concatenate(found) if found else np.zeros(0)
-
-
-def bootstrap_statistic(
-    statistic: Callable[..., float], *columns: NDArray[np.generic], seed: int, replicates: int = REPLICATES
-) -> NDArray[np.float64]:
-    """Returns replicates ``[B]`` of any statistic of columns ``[n, ...]``, such as a rank correlation."""
-    rows = (row for block in draws(len(columns[0]), seed=seed, replicates=replicates) for row in block)
-    return np.array([statistic(*(column[row] for column in columns)) for row in rows], dtype=np.float64)
-
-
-def paired_interval(first: NDArray[np.float64], second: NDArray[np.float64]) -> tuple[float, float]:
-    """Returns the 95 % interval of a difference from replicates that were made by the same draws."""
-    return percentile_interval(first - second)
 
 
 def fingerprint(task: str, items: Iterable[str], seed: int) -> str:

@@ -38,15 +38,15 @@ def hits(
     return sums(correct, protein, n), sums(np.ones(len(protein)), protein, n)
 
 
+def ratio(above: NDArray[np.generic], below: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Returns above / below, NaN where below is 0."""
+    found = np.full(np.shape(above), np.nan)
+    return np.divide(above, below, out=found, where=np.asarray(below) != 0)
+
+
 def pooled_accuracy(right: NDArray[np.float64], scored: NDArray[np.float64]) -> float:
     """Returns Q3 or Q8 as published: right residues of all proteins over scored residues of all proteins."""
     return float(right.sum() / scored.sum()) if scored.sum() else float("nan")
-
-
-def protein_accuracy(right: NDArray[np.float64], scored: NDArray[np.float64]) -> float:
-    """Returns the mean over proteins of each protein's accuracy, a different number; proteins without residues drop."""
-    some = scored > 0
-    return float(np.mean(right[some] / scored[some])) if some.any() else float("nan")
 
 
 def neighbours(

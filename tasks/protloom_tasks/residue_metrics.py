@@ -165,18 +165,18 @@ def _times(groups: int, seed: int) -> Iterator[F64]:
 
 
 def _accuracy(tables: F64) -> F64:
-    return _ratio(np.trace(tables, axis1=1, axis2=2), tables.sum(axis=(1, 2)))
+    return metrics.ratio(np.trace(tables, axis1=1, axis2=2), tables.sum(axis=(1, 2)))
 
 
 def _recall(i: int) -> Tables:
     """Returns the recall of a class, 0 where it does not occur."""
-    return lambda tables: np.nan_to_num(_ratio(tables[:, i, i], tables[:, i].sum(axis=-1)))
+    return lambda tables: np.nan_to_num(metrics.ratio(tables[:, i, i], tables[:, i].sum(axis=-1)))
 
 
 def _macro_f1(tables: F64) -> F64:
     """Returns the mean of F1 over all classes, 0 for one that neither occurs nor is given."""
     right = np.diagonal(tables, axis1=1, axis2=2)
-    f1 = np.nan_to_num(_ratio(2 * right, tables.sum(axis=2) + tables.sum(axis=1)))
+    f1 = np.nan_to_num(metrics.ratio(2 * right, tables.sum(axis=2) + tables.sum(axis=1)))
     return np.asarray(f1.mean(axis=-1), dtype=np.float64)
 
 
@@ -191,8 +191,4 @@ def _spearman_of_tables(tables: F64) -> F64:
     real, given = tables.sum(axis=2), tables.sum(axis=1)
     a, b = centred(real), centred(given)
     product = np.einsum("bij,bi,bj->b", tables, a, b)
-    return _ratio(product, np.sqrt((real * a * a).sum(axis=1) * (given * b * b).sum(axis=1)))
-
-
-def _ratio(above: F64, below: F64) -> F64:
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) != 0)
+    return metrics.ratio(product, np.sqrt((real * a * a).sum(axis=1) * (given * b * b).sum(axis=1)))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from protloom_tasks.metrics import ratio
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -33,7 +35,7 @@ def spearman(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64])
     middle = (rows.shape[-1] + 1) / 2
     a, b = _ranks(times, truth) - middle, _ranks(times, output) - middle
     spread = np.sqrt((times * a * a).sum(axis=-1) * (times * b * b).sum(axis=-1))
-    return _ratio((times * a * b).sum(axis=-1), spread)
+    return ratio((times * a * b).sum(axis=-1), spread)
 
 
 def _ranks(times: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.float64]:
@@ -65,7 +67,7 @@ def r2(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> ND
     """Returns the share of the truth's variance that is explained; below 0 where its mean would be nearer."""
     drawn = truth[rows]
     spread = np.where(_constant(drawn), 0, drawn.var(axis=-1))
-    return 1 - _ratio(mse(truth, output, rows), spread)
+    return 1 - ratio(mse(truth, output, rows), spread)
 
 
 def auc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -80,7 +82,7 @@ def _auc(times: NDArray[np.float64], positive: NDArray[np.bool_], scores: NDArra
     above = np.add.reduceat(drawn * positive[order], starts, axis=1)  # [b, distinct scores]
     below = np.add.reduceat(drawn, starts, axis=1) - above
     wins = (above * (np.cumsum(below, axis=1) - below / 2)).sum(axis=1)
-    return _ratio(wins, above.sum(axis=1) * below.sum(axis=1))
+    return ratio(wins, above.sum(axis=1) * below.sum(axis=1))
 
 
 def average_precision(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -104,19 +106,19 @@ def f1(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> ND
     """Returns F1 of class 1."""
     real, given = truth == 1, decisions(output) == 1
     hit, either = (real & given)[rows].sum(axis=-1), (real[rows].sum(axis=-1) + given[rows].sum(axis=-1))
-    return _ratio(2 * hit, either)
+    return ratio(2 * hit, either)
 
 
 def macro_f1(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the mean of F1 over the classes that occur in truth or output; 0 for one that is never right."""
     hit, real, given = _tallies(truth, output, rows)
-    return _nanmean(_ratio(2 * hit, real + given))
+    return _nanmean(ratio(2 * hit, real + given))
 
 
 def balanced_accuracy(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Returns the mean recall of the classes that occur in truth."""
     hit, real, _ = _tallies(truth, output, rows)
-    return _nanmean(_ratio(hit, real))
+    return _nanmean(ratio(hit, real))
 
 
 def mcc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -124,7 +126,7 @@ def mcc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> N
     hit, real, given = _tallies(truth, output, rows)
     right, n = hit.sum(axis=-1), rows.shape[-1]
     spread = np.sqrt((n**2 - (real * real).sum(axis=-1)) * (n**2 - (given * given).sum(axis=-1)))
-    return np.where(spread > 0, _ratio(right * n - (real * given).sum(axis=-1), spread), 0.0)
+    return np.where(spread > 0, ratio(right * n - (real * given).sum(axis=-1), spread), 0.0)
 
 
 def ovr_auc(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -139,7 +141,7 @@ def micro_f1(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64])
     guess = output > 0
     hit = ((truth == 1) & guess).sum(axis=1)[rows].sum(axis=-1)
     either = ((truth == 1).sum(axis=1) + guess.sum(axis=1))[rows].sum(axis=-1)
-    return _ratio(2 * hit, either)
+    return ratio(2 * hit, either)
 
 
 def macro_f1_labels(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -147,7 +149,7 @@ def macro_f1_labels(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.
     guess = output > 0
     times = _multiplicities(rows, len(truth))
     hit, either = times @ ((truth == 1) & guess), times @ ((truth == 1).astype(np.float64) + guess)
-    return np.asarray(np.nan_to_num(_ratio(2 * hit, either)).mean(axis=-1), dtype=np.float64)
+    return np.asarray(np.nan_to_num(ratio(2 * hit, either)).mean(axis=-1), dtype=np.float64)
 
 
 def fmax(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -165,9 +167,9 @@ def fmax(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> 
     for threshold in np.linspace(0, 1, 101):
         guess = probability >= threshold
         hit, given = (guess & (truth == 1)).sum(axis=1), guess.sum(axis=1)
-        precision = _ratio(times @ (hit / np.maximum(given, 1)), times @ (given > 0))
-        recall = _ratio(times @ (hit / np.maximum(has, 1)), able)
-        best = np.fmax(best, np.where(precision + recall == 0, 0, _ratio(2 * precision * recall, precision + recall)))
+        precision = ratio(times @ (hit / np.maximum(given, 1)), times @ (given > 0))
+        recall = ratio(times @ (hit / np.maximum(has, 1)), able)
+        best = np.fmax(best, np.where(precision + recall == 0, 0, ratio(2 * precision * recall, precision + recall)))
     return best
 
 
@@ -209,7 +211,7 @@ def _correlation(first: NDArray[Any], second: NDArray[Any]) -> NDArray[np.float6
     a = first - first.mean(axis=-1, keepdims=True)
     b = second - second.mean(axis=-1, keepdims=True)
     spread = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-    return _ratio((a * b).sum(axis=-1), np.where(_constant(first) | _constant(second), 0, spread))
+    return ratio((a * b).sum(axis=-1), np.where(_constant(first) | _constant(second), 0, spread))
 
 
 def _constant(values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -224,12 +226,7 @@ def _mean(values: NDArray[Any]) -> NDArray[np.float64]:
 def _nanmean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Returns the mean over the last axis of what is defined, NaN where nothing is."""
     defined = np.isfinite(values)
-    return _ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
-
-
-def _ratio(above: NDArray[Any], below: NDArray[Any]) -> NDArray[np.float64]:
-    """Returns above / below, NaN where below is 0."""
-    return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) != 0)
+    return ratio(np.where(defined, values, 0).sum(axis=-1), defined.sum(axis=-1))
 
 
 def _tallies(truth: NDArray[Any], output: NDArray[Any], rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], ...]:

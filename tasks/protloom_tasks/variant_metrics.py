@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from protloom_tasks.metrics import ratio
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -98,14 +100,14 @@ def spearman(truth: Weighted, score: Weighted, positive: NDArray[np.bool_]) -> F
     a, b = truth.ranks - middle, score.ranks - middle
     weighted = truth.counts * a
     spread = np.sqrt(_dot(weighted, a) * _dot(truth.counts * b, b))
-    return _ratio(_dot(weighted, b), spread)
+    return ratio(_dot(weighted, b), spread)
 
 
 def auc(truth: Weighted, score: Weighted, positive: NDArray[np.bool_]) -> F64:
     """Returns how often a functional variant scores above another, ties half."""
     held = score.counts[:, positive]
     n = held.sum(axis=1).astype(np.float64)
-    return _ratio(_dot(held, score.ranks[:, positive]) - n * (n + 1) / 2, n * (score.size - n))
+    return ratio(_dot(held, score.ranks[:, positive]) - n * (n + 1) / 2, n * (score.size - n))
 
 
 def mcc(truth: Weighted, score: Weighted, positive: NDArray[np.bool_]) -> F64:
@@ -114,7 +116,7 @@ def mcc(truth: Weighted, score: Weighted, positive: NDArray[np.bool_]) -> F64:
     yes, n = score.counts[:, positive].sum(axis=1).astype(np.float64), score.size.astype(np.float64)
     hit, guessed = given[:, positive].sum(axis=1).astype(np.float64), given.sum(axis=1).astype(np.float64)
     # tp·tn − fp·fn = n·tp − (tp + fn)·(tp + fp)
-    return np.nan_to_num(_ratio(n * hit - yes * guessed, np.sqrt(yes * (n - yes) * guessed * (n - guessed))))
+    return np.nan_to_num(ratio(n * hit - yes * guessed, np.sqrt(yes * (n - yes) * guessed * (n - guessed))))
 
 
 def ndcg(truth: Weighted, score: Weighted, positive: NDArray[np.bool_]) -> F64:
@@ -127,14 +129,14 @@ def ndcg(truth: Weighted, score: Weighted, positive: NDArray[np.bool_]) -> F64:
     low = truth.quantile(0)
     gains = truth.counts * (truth.values - low[:, None])  # [b, n]; their range cancels
     found, best = _dot(gains, score.discounts(top)), _dot(gains, truth.discounts(top))
-    return np.where(truth.quantile(100) > low, _ratio(found, best), np.nan)
+    return np.where(truth.quantile(100) > low, ratio(found, best), np.nan)
 
 
 def top_recall(truth: Weighted, score: Weighted, positive: NDArray[np.bool_]) -> F64:
     """Returns the share of the variants above the truth's 90th percentile that are above the score's."""
     best = truth.counts * (truth.values > truth.quantile(100 - TOP)[:, None])
     given = score.values > score.quantile(100 - TOP)[:, None]
-    return _ratio(_dot(best, given), best.sum(axis=1))
+    return ratio(_dot(best, given), best.sum(axis=1))
 
 
 Metric = Callable[[Weighted, Weighted, "NDArray[np.bool_]"], "F64"]
@@ -173,9 +175,3 @@ def multiplicities(drawn: I64, group: I64) -> Iterator[I64]:
 def _dot(first: NDArray[np.generic], second: NDArray[np.generic]) -> F64:
     """Returns the sum of products of each line, ``[b]``."""
     return np.einsum("bn,bn->b", first, second, dtype=np.float64, casting="unsafe")
-
-
-def _ratio(above: NDArray[np.generic], below: NDArray[np.generic]) -> F64:
-    """Returns above / below, NaN where below is 0."""
-    found = np.full(np.shape(above), np.nan)
-    return np.divide(above, below, out=found, where=np.asarray(below) != 0)

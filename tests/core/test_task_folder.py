@@ -132,6 +132,18 @@ def test_other_data_and_other_code_make_it_anew(tmp_path: Path, toys: Path, monk
     monkeypatch.setattr(provenance, "versions", lambda: {"torch": "0.1"})
     run(*arguments)
     assert len(computed(toys)) == 2
+    monkeypatch.setattr(provenance, "code_hash", lambda modules: "of other code")
+    run(*arguments)
+    assert len(computed(toys)) == 2
+
+
+def test_the_modules_that_decide_features_are_there() -> None:
+    """A name without a module would count by its name alone, and its code could change unnoticed."""
+    from importlib.util import find_spec
+
+    from protloom import provenance
+
+    assert [name for name in provenance.FEATURES if find_spec(name) is None] == []
 
 
 def test_a_kill_loses_one_task(tmp_path: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,17 +30,6 @@ def test_blocks_make_no_difference_to_the_number_of_replicates() -> None:
     assert not np.array_equal(blocks[0], blocks[1])
 
 
-def test_statistic_resamples_rows_together() -> None:
-    rng = np.random.default_rng(2)
-    x = rng.normal(size=30)
-    found = intervals.bootstrap_statistic(
-        lambda a, b: float(stats.spearmanr(a, b).statistic), x, 3 * x, seed=0, replicates=20
-    )
-    np.testing.assert_allclose(found, 1.0)
-    other = intervals.bootstrap_statistic(lambda a: float(a.mean()), x, seed=0, replicates=20)
-    np.testing.assert_allclose(other, intervals.bootstrap_ratio(x, seed=0, replicates=20))
-
-
 def test_interval_agrees_with_scipy() -> None:
     x = np.random.default_rng(3).normal(size=200)
     low, high = percentile_interval(intervals.bootstrap_ratio(x, seed=1, replicates=20_000))
@@ -65,7 +54,7 @@ def test_pairing_is_sharper_than_two_intervals() -> None:
     first, second = hard + 0.02 + 0.01 * rng.normal(size=300), hard
     a = intervals.bootstrap_ratio(first, seed=0)
     b = intervals.bootstrap_ratio(second, seed=0)
-    low, high = intervals.paired_interval(a, b)
+    low, high = percentile_interval(a - b)
     assert 0.015 < low < high < 0.025
     lonely = percentile_interval(a)
     assert lonely[0] < second.mean()  # alone, the intervals overlap

@@ -8,16 +8,14 @@ import pytest
 from protloom_tasks import metrics
 
 
-def test_pooled_and_per_protein_accuracy_are_different_numbers() -> None:
+def test_pooled_accuracy_counts_residues_not_proteins() -> None:
     protein = np.array([0, 0, 0, 0, 2])
     right, scored = metrics.hits(np.array([True, False, False, False, True]), protein, 3)
     assert right.tolist() == [1, 0, 1]
     assert scored.tolist() == [4, 0, 1]
     assert metrics.pooled_accuracy(right, scored) == 2 / 5
-    assert metrics.protein_accuracy(right, scored) == (1 / 4 + 1) / 2
     nothing = np.zeros(2)
     assert np.isnan(metrics.pooled_accuracy(nothing, nothing))
-    assert np.isnan(metrics.protein_accuracy(nothing, nothing))
 
 
 def cosine_ranking(queries: np.ndarray, database: np.ndarray | None, k: int) -> list[list[int]]:

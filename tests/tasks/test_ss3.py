@@ -52,7 +52,7 @@ def run(subject: Subject, splits: Splits, **options: Any) -> Any:
 
 
 def test_floors_and_tasks_meet_the_contracts() -> None:
-    for floor in floors.FLOORS.values():
+    for floor in (floors.OneHot, floors.Composition, floors.Kmer2, floors.Length, floors.Separation):
         assert isinstance(floor(), Subject)
         assert floor().name.startswith("floor:")
     assert isinstance(SimSs3(SimSs3Config()), Task)

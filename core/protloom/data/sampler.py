@@ -200,7 +200,3 @@ class Sampler:
     def epoch_at(self, s: int) -> float:
         """Returns the tokens before step ``s`` divided by the tokens of all corpora."""
         return s * self.tokens_per_step / self.tokens_per_epoch
-
-    def corpus_epochs(self, s: int) -> tuple[float, ...]:
-        """Returns how often each corpus of the mixture has been seen before step ``s``."""
-        return tuple(float(s * rate / totals.tokens) for rate, totals in zip(self._rates, self.totals, strict=True))
