@@ -287,6 +287,7 @@ def measure(
                 continue
             functions = {n: fs[case.function] for n, fs in offered.items() if case.function in fs}
             if compiled and case.function in COMPILABLE and measured.BASIS in functions:
+                torch.compiler.reset()  # else later widths get kernels for any width, and in the end none
                 functions[COMPILED] = torch.compile(functions[measured.BASIS])
             runs = {name: case.bind(function) for name, function in functions.items()}
             check(case, runs, half)

@@ -56,9 +56,9 @@ def step_line(
         window: counters since the last line; ``flops_per_second`` is their rate.
     """
     keys, names = list(stepped.totals), list(stepped.metrics)
-    local = [float(t) for t in stepped.totals.values()]
-    local += [float(x) for pair in stepped.metrics.values() for x in pair]
-    sums = run.world.sum_numbers(local)
+    numbers = [*stepped.totals.values(), *(x for pair in stepped.metrics.values() for x in pair)]
+    # stacked, so that the host waits for the device once and not for every number
+    sums = run.world.sum_numbers(torch.stack([x.double() for x in numbers]).tolist())
     means = {key: total / max(1.0, divisors[key]) for key, total in zip(keys, sums, strict=False)}
     line: dict[str, float | int] = {
         "step": state.step,

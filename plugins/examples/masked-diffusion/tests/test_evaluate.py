@@ -99,23 +99,31 @@ def test_parts_are_apart(tmp_path: Path) -> None:
         evaluate.split([str(fasta)], 40, 512, RNG)
 
 
-def test_the_whole_of_it_and_again(tmp_path: Path) -> None:
-    fasta = tmp_path / "proteins.fasta"
-    fasta.write_text(
-        "".join(f">p{i}\n{sequence}\n" for i, sequence in enumerate(proteins([40 + i for i in range(60)])))
-    )
-    command = [sys.executable, str(SCRIPT), str(fasta), "--out", str(tmp_path / "out"), "--arch", "esm2:tiny"]
-    command += ["--n", "20", "--seconds", "1", "--steps", "4"]
+def test_what_a_network_has_learnt_shows_in_what_it_writes(tmp_path: Path) -> None:
+    """Each protein has three kinds of residues, of six sorts: to write such, a residue must fit those that are there.
+
+    Also that a second call does nothing again.
+    """
+    draw = np.random.default_rng(0)
+    sorts = ("ACD", "EFG", "HIK", "LMN", "PQR", "STV")
+    sequences = ["".join(draw.choice(list(sorts[draw.integers(6)]), 40 + i % 30)) for i in range(600)]
+    fasta, out = tmp_path / "proteins.fasta", tmp_path / "out"
+    fasta.write_text("".join(f">p{i}\n{sequence}\n" for i, sequence in enumerate(sequences)))
+    command = [sys.executable, str(SCRIPT), str(fasta), "--out", str(out), "--arch", "esm2:tiny", "--n", "60"]
+    command += ["--steps", "16", "--seconds", "100000", "--options", "trainer.steps=120", "trainer.precision=fp32"]
+    command += ["trainer.tokens_per_step=2048", "optimizer.lr=0.01", "schedule.warmup_steps=10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "$ protloom train" in done.stdout
     assert "$ protloom generate" in done.stdout
-    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    found = json.loads((out / "result.json").read_text())
     assert set(found) == set(evaluate.SETS)
-    assert [len(s) for s in evaluate.read(tmp_path / "out" / "generated.fasta")] == [
-        len(s) for s in evaluate.read(tmp_path / "out" / "real.fasta")
+    assert found["generated"]["low"] > 0.1, done.stdout
+    assert found["real"]["divergence"] < found["generated"]["divergence"]
+    assert [len(s) for s in evaluate.read(out / "generated.fasta")] == [
+        len(s) for s in evaluate.read(out / "real.fasta")
     ]
     again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert "$ protloom" not in again.stdout
-    assert json.loads((tmp_path / "out" / "result.json").read_text()) == found
+    assert json.loads((out / "result.json").read_text()) == found
