@@ -68,11 +68,15 @@ def fit(
     try:
         from sklearn.exceptions import ConvergenceWarning
         from sklearn.preprocessing import StandardScaler
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
     except ImportError as error:
         raise UserError("probes need scikit-learn and scipy: pip install 'protloom[tasks]'") from error
     scaler = StandardScaler()
     scaled = scaler.fit_transform(features)
-    with warnings.catch_warnings(record=True) as caught:
+    # only with several classes at once are there products that are worth sharing: else threads wait for each other, and
+    # the 2-mer floor of a task with hundreds of labels takes eleven times as long
+    limits = threadpool_limits(None if kind == "multiclass" and probe == "lbfgs" else 1)
+    with limits, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         estimators = _fitted(scaled, labels, kind, probe, seed)
     values = {split: _apply(estimators, scaler.transform(rows), kind) for split, rows in asked.items()}
