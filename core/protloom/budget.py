@@ -1,4 +1,4 @@
-"""How long a run lasts: until a number of steps, seconds, tokens or FLOPs, whichever is reached first."""
+"""How long a run lasts, until a number of steps, seconds, tokens or FLOPs, and how often it looks up on the way."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ UNITS = ("steps", "seconds", "tokens", "flops")
 """What can be counted; seconds are those of optimizer steps, without validation and saving."""
 ENDLESS = 10**9
 """``trainer.steps`` of a run that something else ends."""
+LEAST_GAP, MOST_GAP = 50, 1000
+"""Bounds of the steps between validations, and between checkpoints, where the run file does not state them."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ def limits(config: TrainerConfig) -> tuple[Amount, ...]:
         "flops": config.max_flops,
     }
     return tuple(Amount(unit, number) for unit, number in stated.items() if number is not None)
+
+
+def usual_gap(steps: int) -> int:
+    """Returns the steps between validations, and between checkpoints, of a run of so many: a tenth, within bounds."""
+    return min(MOST_GAP, max(LEAST_GAP, -(-steps // 10)))
 
 
 def share(config: TrainerConfig, spent: Spent) -> float:

@@ -5,7 +5,7 @@
     RUN/checkpoints/step-00000300/
         model/                 weights and config as other programs read them (protloom.weights)
         objectives.safetensors what objectives own, such as a predictor or a teacher
-        optimizer.safetensors  moments, by "parameter|name"
+        optimizer.safetensors  moments, by "PARAMETER|KEY", and numbers of groups (protloom.training_state)
         training/              the two files above as shards, where FSDP2 spread them (PyTorch DCP, safetensors)
         config.yaml            the run file, with the version of each component
         kernels.json           which kernel backend served each function, and why not the others

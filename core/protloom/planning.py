@@ -21,7 +21,6 @@ from protloom.memory import Growth, StepMemory, available, facts, nbytes
 from protloom.metrics import peak_memory
 from protloom.phases import Phases
 from protloom.stepper import SMALL, Stepper, refuse_too_large_network
-from protloom.trainer import LEAST_GAP, MOST_GAP
 
 if TYPE_CHECKING:
     from protloom.bench.clock import Clock
@@ -195,8 +194,8 @@ def _whole(run: Assembly, probes: Sequence[Probe]) -> dict[str, Any]:
     ends |= {limit.unit: math.ceil(limit.number / a_step[limit.unit]) for limit in budget.limits(trainer)}
     unit = min(ends, key=lambda name: ends[name])
     steps = max(1, min(ends.values()))
-    usual = min(MOST_GAP, max(LEAST_GAP, -(-trainer.steps // 10)))
-    validations = 1 + steps // (trainer.validate_every or usual) if run.validator is not None else 0
+    gap = trainer.validate_every or budget.usual_gap(trainer.steps)
+    validations = 1 + steps // gap if run.validator is not None else 0
     # a validation is forward passes, one for each objective
     forward = sum(probe.forward for probe in probes) / max(1, sum(probe.tokens for probe in probes))
     validation = forward * trainer.validation_tokens * len(run.mixture.members)

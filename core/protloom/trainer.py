@@ -32,10 +32,6 @@ if TYPE_CHECKING:
     from protloom.mixture import HostBatch, TermKey
 
 
-LEAST_GAP, MOST_GAP = 50, 1000
-"""Bounds of the steps between validations, and between checkpoints, that are a tenth of the run by default."""
-
-
 @dataclass
 class Agreed:
     """What all processes agree on before a step.
@@ -107,7 +103,7 @@ class Trainer:
                         break
                     self.advance(step, batches, agreed, log, progress)
                     progress.advance(self.state.step, self._share())
-                    usual = min(MOST_GAP, max(LEAST_GAP, -(-config.steps // 10)))
+                    usual = budget.usual_gap(config.steps)
                     if self._due(config.validate_every or usual):
                         self._validate(log, progress)
                     if self._due(config.checkpoint_every or usual):

@@ -28,6 +28,13 @@ def test_a_run_lasts_until_its_first_limit() -> None:
         assert budget.share(config, spent) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("steps", "gap"), [(1, 50), (500, 50), (501, 51), (9_990, 999), (10_001, 1000), (budget.ENDLESS, 1000)]
+)
+def test_validations_are_a_tenth_of_the_run_apart_within_bounds(steps: int, gap: int) -> None:
+    assert budget.usual_gap(steps) == gap
+
+
 @pytest.mark.parametrize("text", ["seconds", "minutes=3", "steps=0", "steps=-1", "tokens=many", "steps=nan", "=3"])
 def test_amounts_are_checked(text: str) -> None:
     with pytest.raises(UserError, match=text):

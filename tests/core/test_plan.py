@@ -53,6 +53,11 @@ def test_a_run_to_its_last_step(options: Options, registry: Registry, tmp_path: 
     assert [path.name for path in tmp_path.iterdir() if path.name not in ("cache", "small.fasta")] == []
 
 
+def test_validations_where_the_run_file_does_not_say(options: Options, registry: Registry) -> None:
+    found = planned(options, registry, trainer__steps=2000, trainer__validate_every=None)
+    assert found["run"]["validations"] == 11  # one before the first step, ten a tenth of the run apart
+
+
 def test_the_limit_that_comes_first_ends_it(options: Options, registry: Registry) -> None:
     seconds = planned(options, registry, trainer__steps=200, trainer__max_seconds=95, trainer__max_tokens=10**9)["run"]
     assert (seconds["ends_by"], seconds["steps"]) == ("seconds", 11)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pluggy
 
-from protloom import hookspecs
-from protloom import specs as contracts
+from protloom import hookspecs, specs
 from protloom.errors import did_you_mean
 from protloom.specs import KINDS, Spec
 
@@ -66,7 +65,7 @@ def _check_spec(hook: str, kind: str, spec: Spec) -> None:
         )
     if not isinstance(spec.api_version, int) or spec.api_version < 1:
         raise PluginProblem(f"{kind} {spec.name!r}: api_version is {spec.api_version!r}, not a whole number from 1")
-    written, newest, oldest = spec.api_version, contracts.API_VERSION, contracts.OLDEST_API_VERSION
+    written, newest, oldest = spec.api_version, specs.API_VERSION, specs.OLDEST_API_VERSION
     if written > newest:
         raise PluginProblem(
             f"{kind} {spec.name!r} was written for api_version {written}, this protloom offers {newest}: upgrade"

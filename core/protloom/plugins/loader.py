@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
 
-from protloom import hookspecs
-from protloom import specs as contracts
+from protloom import hookspecs, specs
 from protloom.errors import UserError
 from protloom.plugins.checks import KIND_OF_HOOK, PluginProblem, check_hooks, check_specs
 from protloom.specs import Ref, Spec
@@ -281,9 +280,9 @@ def _guarded(stub: PluginInfo, point: metadata.EntryPoint, earlier: Sequence[Plu
     try:
         # a plugin that prints while it is imported would spoil the JSON that a program reads from stdout
         with contextlib.redirect_stdout(sys.stderr):
-            specs = _ask(point.load())
+            stated = _ask(point.load())
         components = tuple(
-            Component(kind, spec.name, stub.distribution, stub.version, stub.name, spec) for kind, spec in specs
+            Component(kind, spec.name, stub.distribution, stub.version, stub.name, spec) for kind, spec in stated
         )
         _check_unique(components, stub, earlier)
         loaded = replace(stub, components=components, warning=ageing(components))
@@ -296,7 +295,7 @@ def _guarded(stub: PluginInfo, point: metadata.EntryPoint, earlier: Sequence[Plu
 
 def ageing(components: Sequence[Component]) -> str:
     """Says which components were written for an older version of the contracts; empty if none."""
-    newest = contracts.API_VERSION
+    newest = specs.API_VERSION
     old = [c for c in components if c.spec.api_version < newest]
     if not old:
         return ""
