@@ -27,7 +27,8 @@ from protloom.allocator import keep_freed_memory
 from protloom.assembly import assemble
 from protloom.data.store import open_corpus
 from protloom.distributed import join
-from protloom.embedding import Embedder, batch_tokens
+from protloom.embedding import Embedder
+from protloom.inference import batch_tokens
 from protloom.plugins import Registry
 
 Vectors = Callable[[Sequence[str]], "np.ndarray[tuple[int, int], np.dtype[np.float32]]"]

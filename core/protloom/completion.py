@@ -25,7 +25,7 @@ import torch
 from protloom.contracts import Offsets
 from protloom.errors import UserError
 from protloom.generation import Decoding, Writer, write
-from protloom.inference import frozen
+from protloom.inference import batch_tokens, batches, device_of, frozen, letter_ids
 from protloom.scoring import percentile_interval
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def complete(
     *,
     max_length: int | None = None,
     prefix: Sequence[int] | None = None,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[Completion]:
     """Yields each sequence with a rest written by the network, in the order given.
@@ -100,7 +100,8 @@ def complete(
         decoding: how to write; its ``max_length`` and ``allowed`` are set here.
         max_length: most residues to write; None: twice what ``keep`` lets expect, and 16 more.
         prefix: ids put before every beginning; None: the tokenizer's own.
-        tokens_per_batch: encoder tokens of a packed batch.
+        tokens_per_batch: encoder tokens of a packed batch, special symbols included; a longer beginning gets a batch of
+            its own. None: see :func:`protloom.inference.batch_tokens`.
         dtype: compute in this precision by autocast; None: the network's own.
 
     Raises:
@@ -114,12 +115,13 @@ def complete(
     if max_length is not None and max_length < 1:
         raise UserError(f"--max-length {max_length}: must be at least 1")
     letters = [i for i, symbol in enumerate(tokenizer.vocab) if len(symbol) == 1 and symbol.isalpha()]
-    device = next(cast("nn.Module", model).parameters()).device
+    device = device_of(cast("nn.Module", model))
     front = np.asarray(tokenizer.prefix if prefix is None else prefix, dtype=np.int64)
     back = np.asarray(tokenizer.suffix, dtype=np.int64)
     first = 0
-    for batch in _batches(entries, keep, tokens_per_batch - len(front) - len(back)):
-        sources = [np.concatenate([front, _ids(tokenizer, kept), back]) for _, kept, _ in batch]
+    budget, specials = batch_tokens(device, tokens_per_batch), len(front) + len(back)
+    for batch in batches(_cut_all(entries, keep), lambda one: len(one[1]) + specials, budget):
+        sources = [np.concatenate([front, letter_ids(tokenizer, kept), back]) for _, kept, _ in batch]
         tokens = torch.from_numpy(np.concatenate(sources)).to(device)
         cu = Offsets.of((len(source) for source in sources), device)
         most = [max_length or 2 * round(len(kept) * (1 - keep) / keep) + 16 for _, kept, _ in batch]
@@ -138,27 +140,15 @@ def complete(
             yield Completion(name, kept, truth, tokenizer.decode(result.tokens), result.ended)
 
 
-def _ids(tokenizer: Tokenizer, sequence: str) -> NDArray[np.int64]:
-    return tokenizer.table[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)].astype(np.int64)
-
-
-def _batches(entries: Iterable[Entry], keep: float, size: int) -> Iterator[list[tuple[str, str, str]]]:
-    """Yields (id, beginning, rest) of consecutive sequences whose beginnings fit in one batch."""
-    batch: list[tuple[str, str, str]] = []
-    total = 0
+def _cut_all(entries: Iterable[Entry], keep: float) -> Iterator[tuple[str, str, str]]:
+    """Yields (id, beginning, rest) of each sequence; raises UserError for one that is too short."""
     for entry in entries:
         kept, truth = cut(entry.sequence, keep)
         if not kept:
             raise UserError(
                 f"{entry.id!r} is too short to cut: {keep} of {len(entry.sequence)} residues is less than one"
             )
-        if batch and total + len(kept) > size:
-            yield batch
-            batch, total = [], 0
-        batch.append((entry.id, kept, truth))
-        total += len(kept)
-    if batch:
-        yield batch
+        yield entry.id, kept, truth
 
 
 def _equal(written: str, truth: str) -> int:

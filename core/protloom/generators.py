@@ -106,7 +106,7 @@ def generate(
     lengths: Sequence[int],
     *,
     seed: int = 0,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[str]:
     """Yields a sequence of each length, in order.
@@ -117,13 +117,14 @@ def generate(
         tokenizer: the one that it was trained with.
         lengths: residues of each, at least 1.
         seed: of every random choice.
-        tokens_per_batch: memory: as many sequences are written at once as have so many tokens, at least one.
+        tokens_per_batch: memory: as many sequences are written at once as have so many tokens, at least one. None: see
+            :func:`protloom.inference.batch_tokens`.
         dtype: compute in this precision by autocast; None: the network's own.
 
     Raises:
         UserError: the network cannot do what the generator needs, or what came back is not what was asked for.
     """
-    from protloom.inference import frozen
+    from protloom.inference import batch_tokens, batches, device_of, frozen
 
     generator: Generator = chosen.component.build(chosen.config, of=Generator)
     lacking = sorted(generator.needs - model.capabilities)
@@ -131,9 +132,11 @@ def generate(
         able = ", ".join(sorted(model.capabilities))
         raise UserError(f"{chosen.component.label} needs {', '.join(lacking)}, which this network cannot do ({able})")
     rng = CounterRNG(seed, "generate")
-    for part in _batches(lengths, len(tokenizer.prefix) + len(tokenizer.suffix), tokens_per_batch):
+    network, specials = cast("nn.Module", model), len(tokenizer.prefix) + len(tokenizer.suffix)
+    budget = batch_tokens(device_of(network), tokens_per_batch)
+    for part in batches(range(len(lengths)), lambda number: lengths[number] + specials, budget):
         wanted = [lengths[number] for number in part]
-        with frozen(cast("nn.Module", model), dtype):
+        with frozen(network, dtype):
             written = list(generator.write(model, tokenizer, wanted, part, rng))
         _check(written, wanted, chosen.component)
         yield from written
@@ -147,15 +150,3 @@ def _check(written: Sequence[str], wanted: Sequence[int], component: Component) 
         raise UserError(
             f"{component.label} wrote {lengths[:5]} residues where {list(wanted[:5])} were asked for; tell its author"
         )
-
-
-def _batches(lengths: Sequence[int], specials: int, tokens: int) -> Iterator[range]:
-    """Yields the numbers of the sequences that are written at once."""
-    start, total = 0, 0
-    for number, length in enumerate(lengths):
-        if number > start and total + length + specials > tokens:
-            yield range(start, number)
-            start, total = number, 0
-        total += length + specials
-    if start < len(lengths):
-        yield range(start, len(lengths))

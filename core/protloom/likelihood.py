@@ -23,7 +23,7 @@ import torch
 
 from protloom.contracts import Offsets
 from protloom.errors import UserError
-from protloom.inference import frozen
+from protloom.inference import batch_tokens, batches, device_of, frozen, letter_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,7 +73,8 @@ class Reader:
         model: a masked-token model or an encoder-decoder.
         tokenizer: the one that it was trained with.
         prefix: ids put before every sequence; None: the tokenizer's own.
-        tokens_per_batch: encoder tokens of a packed batch; a longer sequence gets a batch of its own.
+        tokens_per_batch: encoder tokens of a packed batch; a longer sequence gets a batch of its own. None: see
+            :func:`protloom.inference.batch_tokens`.
         max_length: residues that the network sees at once, see :func:`window`; None: any number.
         dtype: compute in this precision by autocast; None: the network's own.
     """
@@ -81,13 +82,9 @@ class Reader:
     model: Architecture
     tokenizer: Tokenizer
     prefix: Sequence[int] | None = None
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int | None = None
     max_length: int | None = None
     dtype: torch.dtype | None = None
-
-    def ids(self, sequence: str) -> NDArray[np.int64]:
-        """Returns the ids ``[L]`` of residues, without prefix and suffix."""
-        return self.tokenizer.table[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)].astype(np.int64)
 
     def hidden(self, places: Iterable[Place]) -> Iterator[F32]:
         """Yields ``[vocabulary]`` log-probabilities of what stands at each place, which alone is hidden, in order.
@@ -117,7 +114,7 @@ class Reader:
     def residues(self, sequences: Sequence[str]) -> Iterator[F32]:
         """Yields ``[L]`` log p(residue i | all others) of each sequence; takes and raises what :meth:`tables` does."""
         for sequence, table in zip(sequences, self.tables(sequences), strict=True):
-            yield table[np.arange(len(sequence)), self.ids(sequence)]
+            yield table[np.arange(len(sequence)), letter_ids(self.tokenizer, sequence)]
 
     def visible(self, sequence: str, positions: Sequence[int]) -> F32:
         """Returns ``[positions, vocabulary]`` log-probabilities where nothing is hidden.
@@ -163,7 +160,8 @@ class Reader:
         return (_Sentinel if "decode" in self.model.capabilities else _Mask)(self.model, self.tokenizer)
 
     def _framed(self, residues: str) -> NDArray[np.int64]:
-        return np.concatenate([self._front, self.ids(residues), np.asarray(self.tokenizer.suffix, dtype=np.int64)])
+        back = np.asarray(self.tokenizer.suffix, dtype=np.int64)
+        return np.concatenate([self._front, letter_ids(self.tokenizer, residues), back])
 
     def _hidden(self, place: Place, symbol: int) -> Asked:
         first, last = self.hidden_window(len(place.sequence), place.position)
@@ -174,16 +172,8 @@ class Reader:
 
     def _packed(self, asked: Iterable[Asked], logits: Logits) -> Iterator[F32]:
         """Yields the log-probabilities at the given positions of token sequences, as many in a batch as fit."""
-        device = next(cast("nn.Module", self.model).parameters()).device
-        batch: list[Asked] = []
-        size = 0
-        for tokens, at in asked:
-            if batch and size + len(tokens) > self.tokens_per_batch:
-                yield from self._run(batch, logits, device)
-                batch, size = [], 0
-            batch.append((tokens, at))
-            size += len(tokens)
-        if batch:
+        device = device_of(cast("nn.Module", self.model))
+        for batch in batches(asked, lambda one: len(one[0]), batch_tokens(device, self.tokens_per_batch)):
             yield from self._run(batch, logits, device)
 
     def _run(self, batch: Sequence[Asked], logits: Logits, device: torch.device) -> F32:

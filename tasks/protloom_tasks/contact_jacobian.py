@@ -14,7 +14,7 @@ import torch
 
 from protloom.contracts import NetworkSubject, Offsets
 from protloom.errors import UserError
-from protloom.inference import frozen
+from protloom.inference import frozen, letter_ids
 from protloom_tasks.floors import AMINO_ACIDS
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def categorical_jacobian(subject: NetworkSubject, sequence: str) -> F32:
     """
     tokens, cu = subject.pack([sequence])
     device, size, length = tokens.device, cu.total, len(sequence)
-    letters = subject.tokenizer.table[np.frombuffer(AMINO_ACIDS.encode(), dtype=np.uint8)].astype(np.int64)
+    letters = letter_ids(subject.tokenizer, AMINO_ACIDS)
     columns = torch.from_numpy(letters).to(device)  # [20]
     places = torch.arange(len(subject.prefix), len(subject.prefix) + length, device=device)  # [L]
 

@@ -83,6 +83,20 @@ def test_encoder_decoder(ankh: Pretrained, random_proteins: Proteins) -> None:
             np.testing.assert_allclose(table, expected, atol=1e-4)
 
 
+def test_tokens_of_a_batch_on_a_cpu(esm: Pretrained, monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = esm.model
+    encode, sizes = model.encode, []
+
+    def counting(tokens: torch.Tensor, cu: Offsets) -> Any:
+        sizes.append(cu.total)
+        return encode(tokens, cu)
+
+    monkeypatch.setattr(model, "encode", counting)
+    sequence = "ACDEFGHIKL" * 7  # 70 passes over 72 tokens
+    list(Reader(esm.architecture, esm.tokenizer).residues([sequence]))
+    assert sizes == [56 * 72, 14 * 72]
+
+
 def test_the_mode_of_the_network_comes_back(esm: Pretrained) -> None:
     esm.model.train()
     try:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from protloom.contracts import Offsets
 from protloom.errors import UserError, did_you_mean
-from protloom.inference import frozen
+from protloom.inference import batch_tokens, batches, device_of, frozen, letter_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,11 +37,6 @@ CHUNK = 2048
 """Sequences pooled, and kept in a cache, at once: what a killed process loses."""
 
 
-def batch_tokens(device: torch.device) -> int:
-    """Returns how many tokens a packed batch should have where nobody says: on CPU, what its caches can hold."""
-    return 4096 if device.type == "cpu" else 8192
-
-
 class Embedder:
     """Features of sequences from the hidden states of one network.
 
@@ -51,7 +46,7 @@ class Embedder:
         layer: which hidden state: 0 is the embedding's output, ``model.depth`` the final one; negative numbers count
             from the end; None is the final one.
         tokens_per_batch: tokens of a packed batch, special symbols included; a longer sequence gets a batch of its own.
-            None: :func:`batch_tokens` of the device.
+            None: see :func:`protloom.inference.batch_tokens`.
         max_length: residues that the network sees at once.
         long_policy: what happens to a longer sequence. ``crop``: only its first ``max_length`` residues get features.
             ``window``: windows that overlap by half cover it; a residue's feature comes from the window that has it
@@ -108,9 +103,8 @@ class Embedder:
         module = cast("nn.Module", model)
         if device is not None:
             module.to(device)
-        first = next(module.parameters(), None)
-        self.device = torch.device("cpu" if first is None else first.device)
-        self.tokens_per_batch = batch_tokens(self.device) if tokens_per_batch is None else tokens_per_batch
+        self.device = device_of(module)
+        self.tokens_per_batch = batch_tokens(self.device, tokens_per_batch)
         self.counts: Counter[str] = Counter()
         self.memo: dict[tuple[Any, ...], Any] = {}
 
@@ -327,19 +321,10 @@ class Embedder:
             done = until
 
     def _batches(self, sequences: Sequence[str]) -> Iterator[list[int]]:
-        """Yields positions of sequences that fit in one batch, longest first so that memory peaks at once."""
+        """Returns positions of sequences, batch by batch; longest first so that memory peaks at once."""
         extra = len(self.prefix) + len(self.tokenizer.suffix)
-        batch: list[int] = []
-        tokens = 0
-        for i in sorted(range(len(sequences)), key=lambda i: -len(sequences[i])):
-            size = len(sequences[i]) + extra
-            if batch and tokens + size > self.tokens_per_batch:
-                yield batch
-                batch, tokens = [], 0
-            batch.append(i)
-            tokens += size
-        if batch:
-            yield batch
+        longest_first = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        return batches(longest_first, lambda i: len(sequences[i]) + extra, self.tokens_per_batch)
 
     def _frozen(self) -> AbstractContextManager[None]:
         """Around all batches of a call, autocast casts each weight once; around each, once a batch."""
@@ -360,17 +345,15 @@ class Embedder:
 
     def pack(self, sequences: Sequence[str]) -> tuple[Tensor, Offsets]:
         """Returns the ids ``[T]`` of sequences end to end, special symbols included, and where each begins."""
-        prefix = np.asarray(self.prefix, dtype=np.int32)
-        suffix = np.asarray(self.tokenizer.suffix, dtype=np.int32)
-        table = self.tokenizer.table
-        parts: list[NDArray[np.int32]] = []
+        prefix = np.asarray(self.prefix, dtype=np.int64)
+        suffix = np.asarray(self.tokenizer.suffix, dtype=np.int64)
+        parts: list[NDArray[np.int64]] = []
         for sequence in sequences:
-            parts += [prefix, table[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)], suffix]
-        ids = np.concatenate(parts).astype(np.int64)
+            parts += [prefix, letter_ids(self.tokenizer, sequence), suffix]
         extra = len(prefix) + len(suffix)
         cu = Offsets.of((len(s) + extra for s in sequences), self.device)
         self.counts["tokens"] += cu.total
-        return torch.from_numpy(ids).to(self.device), cu
+        return torch.from_numpy(np.concatenate(parts)).to(self.device), cu
 
     def _count(self, sequences: Sequence[str], distinct: Counter[str], policy: str) -> None:
         """Checks the sequences and adds them to the counts."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from protloom.errors import UserError, did_you_mean
+from protloom.inference import letter_ids
 from protloom.likelihood import Place, Reader, can_hide, can_read
 from protloom.variants import METHODS, Method
 
@@ -207,7 +208,7 @@ def _pll(reader: Reader, wild_type: str, variants: Sequence[Variant], tell: Tell
     rows = reader.hidden(Place(sequence, i) for sequence in distinct for i in range(len(sequence)))
     total = dict.fromkeys(distinct, 0.0)
     for sequence in distinct:
-        for letter in reader.ids(sequence).tolist():
+        for letter in letter_ids(reader.tokenizer, sequence).tolist():
             total[sequence] += float(next(rows)[letter])
         done += len(sequence)
         if tell is not None:

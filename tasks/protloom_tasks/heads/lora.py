@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from protloom.errors import UserError
+from protloom.inference import batches
 from protloom_tasks.heads import training
 from protloom_tasks.heads.losses import Kind, Targets
 
@@ -159,20 +160,10 @@ class Tuned(nn.Module):
         return cast("Tensor", self.linear(torch.stack(pooled)))
 
     def parts(self, sequences: Sequence[str], chosen: Sequence[int]) -> Iterator[list[int]]:
-        """Yields numbers of sequences that fit in one packed batch."""
+        """Returns numbers of sequences, as many at a time as fit in a packed batch."""
         subject = self._subject[0]
         extra = len(subject.prefix) + len(subject.tokenizer.suffix)
-        part: list[int] = []
-        tokens = 0
-        for i in chosen:
-            size = min(len(sequences[i]), subject.max_length) + extra
-            if part and tokens + size > subject.tokens_per_batch:
-                yield part
-                part, tokens = [], 0
-            part.append(i)
-            tokens += size
-        if part:
-            yield part
+        return batches(chosen, lambda i: min(len(sequences[i]), subject.max_length) + extra, subject.tokens_per_batch)
 
 
 @dataclass(frozen=True)
