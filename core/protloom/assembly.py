@@ -150,7 +150,7 @@ def assemble(resolved: ResolvedRun, registry: Registry, world: World, *, initial
     if settings.trainer.keep_freed_memory and world.device.type == "cpu" and (why := allocator.keep_freed_memory()):
         say(f"note     trainer.keep_freed_memory: {why}; memory is freed as usual")
     schedules.check(settings.schedule, settings.trainer.steps)
-    precision = compute_dtype(settings.trainer.precision, world.device)
+    precision = compute_dtype(settings.trainer.precision, world.device, "trainer.precision")
     ops = kernels.choose(settings.kernels, registry, world.device, precision or torch.float32)
     if settings.trainer.compile:
         ops = compiling.opaque(ops)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from protloom.device import find_device
 from protloom.errors import UserError
 
 Parallel = Literal["none", "ddp", "fsdp2"]
@@ -111,7 +112,7 @@ def join(parallel: Parallel, device: str) -> World:
             f"trainer.parallel={parallel} needs torchrun: torchrun --nproc-per-node N -m protloom train …, "
             "or trainer.parallel=none for one process"
         )
-    chosen = _device(device)
+    chosen = find_device(device, "trainer.device")
     if size > 1 and ":" in device and chosen.type == "cuda":
         raise UserError(f"trainer.device={device} is one device for {size} processes: with cuda each takes its own")
     if chosen.type == "cuda":
@@ -122,25 +123,6 @@ def join(parallel: Parallel, device: str) -> World:
         # numbers of the host are added by gloo also where NCCL moves the tensors
         dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     return World(dist.get_rank(), dist.get_world_size(), chosen, parallel)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"trainer.device: no device {name!r}; use auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"trainer.device={name}: PyTorch sees no CUDA device here; use trainer.device=cpu or auto")
-        index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
-        if index >= torch.cuda.device_count():
-            raise UserError(f"trainer.device={name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-        device = torch.device("cuda", index)
-    return device
 
 
 def wrap(module: nn.Module, world: World, *, blocks: Sequence[nn.Module], unused: bool) -> nn.Module:

@@ -8,7 +8,7 @@ from protloom.errors import UserError
 from protloom.settings import NO_HALF
 
 
-def compute_dtype(choice: str, device: torch.device) -> torch.dtype | None:
+def compute_dtype(choice: str, device: torch.device, label: str) -> torch.dtype | None:
     """Returns the dtype of autocast, or None for plain fp32.
 
     ``auto`` is bf16 where the hardware multiplies it faster than fp32: CUDA devices of compute capability 8 and
@@ -16,19 +16,20 @@ def compute_dtype(choice: str, device: torch.device) -> torch.dtype | None:
 
     Args:
         choice: ``auto``, ``fp32`` or ``bf16``.
-        device: where the run computes.
+        device: where the computation runs.
+        label: what the user calls the option, such as ``--precision``; messages begin with it.
 
     Raises:
         UserError: another choice, or a device without bf16.
     """
     if choice not in ("auto", "fp32", "bf16"):
-        advice = f": {NO_HALF}" if choice in ("fp16", "float16", "half") else "; should be auto, fp32 or bf16"
-        raise UserError(f"precision {choice!r}{advice}")
+        advice = NO_HALF if choice in ("fp16", "float16", "half") else "should be auto, fp32 or bf16"
+        raise UserError(f"{label}: found {choice!r}: {advice}")
     if choice == "fp32":
         return None
     if choice == "bf16":
         if device.type == "cuda" and not torch.cuda.is_bf16_supported():
-            raise UserError(f"trainer.precision=bf16: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
+            raise UserError(f"{label}: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
         return torch.bfloat16
     return torch.bfloat16 if has_fast_bf16(device) else None
 

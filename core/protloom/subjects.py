@@ -10,6 +10,7 @@ import torch
 
 from protloom import __version__, config, provenance
 from protloom.contracts import BuildContext
+from protloom.device import find_device
 from protloom.embedding import Embedder, LongPolicy
 from protloom.errors import UserError, did_you_mean
 from protloom.specs import ArchitectureSpec
@@ -85,9 +86,9 @@ def open_subjects(
     from protloom.precision import compute_dtype
     from protloom.weights import load_pretrained
 
-    where = find_device(device)
+    where = find_device(device, "--device")
     options: dict[str, Any] = {"layer": layer, "max_length": max_length, "long_policy": long_policy, "cache": cache}
-    options |= {"tokens_per_batch": tokens_per_batch, "dtype": compute_dtype(precision, where)}
+    options |= {"tokens_per_batch": tokens_per_batch, "dtype": compute_dtype(precision, where, "--precision")}
     made_here = RANDOM_INIT.fullmatch(source)
     if made_here is not None:
         network, tokenizer, component = fresh_network(made_here["architecture"], registry, device=where, seed=seed)
@@ -217,19 +218,6 @@ def prefix_ids(tokenizer: Tokenizer, name: str) -> tuple[int, ...]:
     if not prefixes:
         raise UserError(f"--prefix {name}: tokenizer {tokenizer.name!r} of this model has no prefixes; leave it out")
     raise UserError(f"--prefix {name}: no such prefix.{did_you_mean(name, prefixes)}")
-
-
-def find_device(name: str) -> torch.device:
-    """Returns the device that ``--device`` means: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; UserError without it."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device: no device {name!r}; use auto, cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: PyTorch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
-    return device
 
 
 def is_random_init(source: str) -> bool:

@@ -110,9 +110,11 @@ class Copier(nn.Module):
         super().__init__()
         self.anchor = nn.Parameter(torch.zeros(()))
         self.seen: list[list[int]] = []
+        self.sizes: list[int] = []  # tokens of each batch
 
     def encode(self, tokens: Tensor, cu: Offsets) -> Encoded:
         assert not self.training
+        self.sizes.append(cu.total)
         self.seen += [part.tolist() for part in tokens.split(cu.lengths)]
         return Encoded(tokens[:, None].float(), {})
 
@@ -153,6 +155,23 @@ def test_a_copier_is_the_copy_floor(random_proteins: Proteins, tokens_per_batch:
     # halves of odd length: the copy floor goes round, the copier stops
     result = comparison.result()
     assert 0 <= result["copy"].equal - result["model"].equal <= sum(len(e.sequence) % 2 for e in entries)
+
+
+@pytest.mark.parametrize(
+    ("residues", "number", "tokens_per_batch", "sizes"),
+    [
+        (4, 10, 12, [12, 12, 12, 4]),  # beginnings of two residues between two symbols
+        (4, 3, 3, [4, 4, 4]),
+        (2000, 10, None, [4 * 1002, 4 * 1002, 2 * 1002]),  # 4,096 on CPU
+    ],
+)
+def test_tokens_of_a_batch(residues: int, number: int, tokens_per_batch: int | None, sizes: list[int]) -> None:
+    tokenizer: Any = Letters()
+    model: Any = Copier().eval()
+    entries = [Entry(f"p{i}", "AC" * (residues // 2)) for i in range(number)]
+    found = complete(model, tokenizer, entries, 0.5, Decoding(), max_length=1, tokens_per_batch=tokens_per_batch)
+    assert [done.written for done in found] == ["A"] * number
+    assert model.sizes == sizes
 
 
 def test_the_most_that_is_written() -> None:
@@ -257,6 +276,11 @@ def test_one_line_for_each_mistake(
         ("no such prefix. Did you mean 'S2S'?", ("--keep", "0.5", "--model", ankh, "--prefix", "S2")),
         ("has no prefixes", ("--keep", "0.5", "--model", esm, "--prefix", "S2S")),
         ("must be at least 1", ("--keep", "0.5", "--model", ankh, "--max-length", "0")),
+        (
+            "--device: no device 'meta'; use auto, cpu, cuda or cuda:N",
+            ("--keep", "0.5", "--model", ankh, "--device=meta"),
+        ),
+        ("--tokens-per-batch 0: must be at least 1", ("--keep", "0.5", "--model", ankh, "--tokens-per-batch", "0")),
         ("give a temperature", ("--keep", "0.5", "--model", ankh, "--top-k", "3")),
     ):
         code, printed, err = run(capsys, fasta, "-o", out, *arguments)

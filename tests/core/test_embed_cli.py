@@ -440,6 +440,8 @@ def test_one_line_for_each_mistake(
     assert "has no meaning with --pool none" in line("--pool", "none", "--include-specials")
     assert "0 (embedding) to 2 (final)" in line("--layer", "9")
     assert "at least 1" in line("--tokens-per-batch", "0")
+    assert "--device: no device 'meta'; use auto, cpu, cuda or cuda:N" in line("--device", "meta")
+    assert "--precision: found 'bf17': should be auto, fp32 or bf16" in line("--precision", "bf17")
     assert "no column" in line("--column", "x")
     for module, suffix in (("h5py", ".h5"), ("pyarrow", ".parquet")):
         monkeypatch.setitem(sys.modules, module, None)

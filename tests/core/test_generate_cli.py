@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from plugin_files import Site
+from safetensors.torch import load_file, save_file
 from tiny_run import options_in
 
 from protloom.cli import main
 from protloom.data.fasta import read_fasta
-from protloom.generators import trained_with
+from protloom.generators import generate, trained_with
 from protloom.testing.materials import proteins
 
 SPECS = """
@@ -131,6 +135,7 @@ def test_lengths_of_a_file(model: str, tmp_path: Path, capsys: pytest.CaptureFix
         (["--length", "5", "--n", "0"], "--n 0: must be at least 1"),
         (["--length", "5", "--like", "x.fasta"], "and not both"),
         (["--length", "5", "--tokens-per-batch", "0"], "--tokens-per-batch 0: must be at least 1"),
+        (["--length", "5", "--device", "meta"], "--device: no device 'meta'; use auto, cpu, cuda or cuda:N"),
         (["--length", "5", "leters=A"], "leters: unknown key. Did you mean 'letters'?"),
         (["--length", "5", "letters"], "'letters' is not of the form key=value"),
         (["--length", "5", "needs=fly"], "generator 'acme/writer' (acme 1.0) needs fly, which this network cannot do"),
@@ -143,6 +148,54 @@ def test_mistakes(words: list[str], says: str, model: str, capsys: pytest.Captur
     out, err = capsys.readouterr()
     assert (out, len(err.splitlines())) == ("", 1)
     assert says in err
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_a_file_lacks(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def without(part: str) -> str:
+        out = tmp_path / part
+        assert main(["convert", model, "--to", "hf", "--out", str(out)]) == 0
+        tensors = load_file(out / "model.safetensors")
+        kept = {name: value for name, value in tensors.items() if part not in name}
+        assert len(kept) < len(tensors)
+        save_file(kept, out / "model.safetensors", metadata={"format": "pt"})
+        (out / "protloom.json").unlink()  # as another program's folder, which states no hash
+        capsys.readouterr()
+        return str(out)
+
+    words = ["--length", "5", "--n", "1", "--generator", "writer"]
+    assert main(["generate", without("contact_head"), *words]) == 0  # no residue depends on it
+    out, err = capsys.readouterr()
+    assert len(sequences(out)) == 1
+    assert "warning: model.safetensors has no contact head" in err
+    assert main(["generate", without("lm_head"), *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1)
+    assert "lm_head cannot generate: model.safetensors has no language-model head" in err
+
+
+@pytest.mark.parametrize(
+    ("tokens_per_batch", "numbers"),
+    [(None, [[0, 1, 2, 3], [4]]), (2048, [[0, 1], [2, 3], [4]]), (2047, [[0], [1], [2], [3], [4]])],
+)
+def test_tokens_of_a_batch(tokens_per_batch: int | None, numbers: list[list[int]]) -> None:
+    """On CPU 4,096 where nobody says; each sequence has two special symbols."""
+    found: list[list[int]] = []
+
+    class Recorder:
+        needs = frozenset({"encode"})
+
+        def write(self, _m: Any, _t: Any, lengths: Sequence[int], numbers: Sequence[int], _rng: Any) -> list[str]:
+            found.append(list(numbers))
+            return ["A" * length for length in lengths]
+
+    chosen: Any = SimpleNamespace(component=SimpleNamespace(build=lambda _config, of: Recorder()), config=None)
+    network: Any = torch.nn.Linear(1, 1)
+    network.capabilities = frozenset({"encode"})
+    tokenizer: Any = SimpleNamespace(prefix=(0,), suffix=(1,))
+    written = list(generate(chosen, network, tokenizer, [1022] * 5, tokens_per_batch=tokens_per_batch))
+    assert [len(text) for text in written] == [1022] * 5
+    assert found == numbers
 
 
 def test_a_model_that_nobody_writes_with(

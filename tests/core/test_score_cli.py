@@ -51,7 +51,8 @@ def test_rows_are_the_likelihoods(
     [
         (["--tokens-per-batch", "0"], "--tokens-per-batch 0: must be at least 1"),
         (["-o", "asked.fasta"], "exists: remove it first"),
-        (["--precision", "fp16"], "fp16 is not offered"),
+        (["--precision", "fp16"], "--precision: found 'fp16': fp16 is not offered"),
+        (["--device", "mps"], "--device: no device 'mps'; use auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_mistakes(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common
+from protloom.cli import common, network
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,9 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefix", metavar="NAME", help=f"what stands before the beginning ({DEFAULT_PREFIX} where there is one)"
     )
-    parser.add_argument("--tokens-per-batch", type=int, default=4096, metavar="N", help="memory (4096)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
+    network.options(parser)
     parser.add_argument("--column", metavar="C", help="sequence column of a table")
     parser.add_argument("--strict", action="store_true", help="refuse input that would be changed or dropped")
     common.json_option(parser)
@@ -57,26 +55,16 @@ def run(args: argparse.Namespace) -> int:
     from protloom.data.fasta import write_fasta
     from protloom.data.records import Source
     from protloom.generation import Decoding
-    from protloom.likelihood import refuse_untrained
-    from protloom.precision import compute_dtype
-    from protloom.subjects import find_device, prefix_ids
-    from protloom.weights import load_pretrained
+    from protloom.subjects import prefix_ids
 
     cut("", args.keep)  # says at once what is wrong with it
-    if args.tokens_per_batch < 1:
-        raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: must be at least 1")
-    if args.out is not None and args.out.exists():
-        raise UserError(f"{args.out} exists: remove it first, or choose another name")
+    network.refuse_mistakes(args)
     decoding = Decoding(
         temperature=args.temperature, top_k=args.top_k, top_p=args.top_p, beams=args.beam, seed=args.seed
     )
     registry = common.registry(args)
     source = Source(args.source, registry, column=args.column, strict=args.strict)
-    device = find_device(args.device)
-    pretrained = load_pretrained(args.model, registry, device=device)
-    refuse_untrained(pretrained, args.model, "complete")
-    for note in pretrained.notes:
-        common.warn(note)
+    pretrained, dtype = network.open_network(args, registry, "complete")
     tokenizer = pretrained.tokenizer
     prefix = args.prefix
     if prefix is None and DEFAULT_PREFIX in getattr(tokenizer, "prefixes", {}):
@@ -91,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         max_length=args.max_length,
         prefix=None if prefix is None else prefix_ids(tokenizer, prefix),
         tokens_per_batch=args.tokens_per_batch,
-        dtype=compute_dtype(args.precision, device),
+        dtype=dtype,
     )
     comparison = Comparison()
     records = _records(completions, comparison)

@@ -63,16 +63,11 @@ def _examine(registry: Registry) -> Iterator[Finding]:
     yield _cache()
 
 
-def default_device() -> torch.device:
-    """Returns the device that ``trainer.device: auto`` would take."""
-    import torch
-
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def _machine(version: str) -> Iterator[Finding]:
     import torch
 
+    from protloom.device import find_device
+    from protloom.machine import usable_cores
     from protloom.precision import compute_dtype
 
     yield Finding("torch", "ok", version)
@@ -84,20 +79,15 @@ def _machine(version: str) -> Iterator[Finding]:
     if not count:
         built = "this torch is built for CUDA, but finds no device" if torch.version.cuda else "this torch has no CUDA"
         yield Finding("device", "ok", f"cpu only ({built})")
-    threads, cores = torch.get_num_threads(), _usable_cores()
+    threads, cores = torch.get_num_threads(), usable_cores()
     limit = os.environ.get("OMP_NUM_THREADS")
     text = f"{threads} for torch, {cores} cores usable" + (f" (OMP_NUM_THREADS={limit})" if limit else "")
     yield Finding("cpu threads", "ok", text, {"threads": threads, "cores": cores})
-    device = default_device()
+    device = find_device("auto", "trainer.device")
     ratio = bf16_speedup(device)
-    auto = "bf16" if compute_dtype("auto", device) is not None else "fp32"
+    auto = "bf16" if compute_dtype("auto", device, "trainer.precision") is not None else "fp32"
     text = f"a matrix product in bf16 is {ratio:.2g} times as fast as in fp32 on {device}; precision auto takes {auto}"
     yield Finding("bf16", "ok", text, {"speedup": ratio, "auto": auto})
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def bf16_speedup(device: torch.device) -> float:
@@ -129,10 +119,11 @@ def _kernels(registry: Registry) -> Iterator[Finding]:
     import torch
 
     from protloom import kernels, ops
+    from protloom.device import find_device
     from protloom.precision import compute_dtype
 
-    device = default_device()
-    dtype = compute_dtype("auto", device) or torch.float32
+    device = find_device("auto", "trainer.device")
+    dtype = compute_dtype("auto", device, "trainer.precision") or torch.float32
     built: dict[str, Backend] = {}
     own: dict[str, Backend] = {}
     for component in registry.components("kernel"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protloom.allocator import keep_freed_memory
-from protloom.cli import common
+from protloom.cli import common, network
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,9 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="longer sequences: their first N residues; overlapping windows; or left out (crop; window for none)",
     )
-    parser.add_argument("--tokens-per-batch", type=int, metavar="N", help="memory (8192; on CPU 4096)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
+    network.options(parser)
     parser.add_argument("--column", metavar="C", help="sequence column of a table")
     parser.add_argument("--strict", action="store_true", help="refuse input that would be changed or dropped")
     parser.add_argument(

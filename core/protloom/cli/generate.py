@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common
+from protloom.cli import common, network
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--out", metavar="F.fasta", type=Path, help="FASTA to write (new); else standard output")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (0)")
-    parser.add_argument("--tokens-per-batch", type=int, default=8192, metavar="N", help="memory (8192)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
+    network.options(parser)
     common.json_option(parser)
     common.example(
         parser,
@@ -43,27 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the sequences."""
+    network.refuse_mistakes(args)
     registry = common.registry(args)
     lengths = _lengths(args, registry)
-    if args.tokens_per_batch < 1:
-        raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: must be at least 1")
-    if args.out is not None and args.out.exists():
-        raise UserError(f"{args.out} exists: remove it first, or choose another name")
     from protloom import generators
     from protloom.data.fasta import write_fasta
-    from protloom.likelihood import refuse_untrained
-    from protloom.precision import compute_dtype
-    from protloom.subjects import find_device
-    from protloom.weights import load_pretrained
 
     chosen = generators.choose(args.model, args.generator, _options(args.options), registry)
-    device = find_device(args.device)
-    pretrained = load_pretrained(args.model, registry, device=device)
-    if pretrained.stored.initialised:
-        raise UserError(f"{args.model} cannot write: {'; '.join(pretrained.notes)}")
-    refuse_untrained(pretrained, args.model, "generate")
-    for note in pretrained.notes:
-        common.warn(note)
+    pretrained, dtype = network.open_network(args, registry, "generate")
     written = generators.generate(
         chosen,
         pretrained.architecture,
@@ -71,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         lengths,
         seed=args.seed,
         tokens_per_batch=args.tokens_per_batch,
-        dtype=compute_dtype(args.precision, device),
+        dtype=dtype,
     )
     about = {"model": args.model, "generator": chosen.section(), "seed": args.seed}
     records = _records(written, args.seed)

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom.cli import common, score_variants
-from protloom.errors import UserError
+from protloom.cli import common, network, score_variants
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,9 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", metavar="F.csv", type=Path, help="CSV to write (new); else standard output")
     parser.add_argument("--residues", action="store_true", help="a row for each residue instead of each sequence")
     parser.add_argument("--prefix", metavar="NAME", help="mode that stands in front (the tokenizer's own)")
-    parser.add_argument("--tokens-per-batch", type=int, default=8192, metavar="N", help="memory (8192)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
+    network.options(parser)
     parser.add_argument("--column", metavar="C", help="sequence column of a table; of variants: that of substitutions")
     parser.add_argument("--strict", action="store_true", help="refuse input that would be changed or dropped")
     score_variants.configure(parser)
@@ -54,10 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scores the sequences or variants and writes a table."""
-    if args.out is not None and args.out.exists():
-        raise UserError(f"{args.out} exists: remove it first, or choose another name")
-    if args.tokens_per_batch < 1:
-        raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: must be at least 1")
+    network.refuse_mistakes(args)
     registry = common.registry(args)
     if score_variants.asked(args):
         return score_variants.run(args, registry, lambda max_length: _open(args, registry, max_length))
@@ -66,17 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _open(args: argparse.Namespace, registry: Registry, max_length: int | None = None) -> Reader:
     """Opens the model to be asked."""
-    from protloom.likelihood import Reader, refuse_untrained
-    from protloom.precision import compute_dtype
-    from protloom.subjects import find_device, prefix_ids
-    from protloom.weights import load_pretrained
+    from protloom.likelihood import Reader
+    from protloom.subjects import prefix_ids
 
-    device = find_device(args.device)
-    dtype = compute_dtype(args.precision, device)
-    pretrained = load_pretrained(args.model, registry, device=device)
-    refuse_untrained(pretrained, args.model, "score")
-    for note in pretrained.notes:
-        common.warn(note)
+    pretrained, dtype = network.open_network(args, registry, "score")
     prefix = None if args.prefix is None else prefix_ids(pretrained.tokenizer, args.prefix)
     return Reader(pretrained.architecture, pretrained.tokenizer, prefix, args.tokens_per_batch, max_length, dtype)
 
