@@ -1,7 +1,8 @@
 """Protloom weaves training objectives into protein language models.
 
-A plugin needs only what is exported here; see ``docs/`` for a tutorial. Importing this package loads neither numpy nor
-torch: names are fetched on first use.
+What a plugin states is exported here: its specs and ``hookimpl``. What else plugins and programs may import is listed
+in :mod:`protloom.public`; ``docs/`` has a tutorial. Importing this package loads neither numpy nor torch: names are
+fetched on first use.
 """
 
 from __future__ import annotations

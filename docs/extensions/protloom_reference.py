@@ -1,4 +1,4 @@
-"""Markdown made from code: options of run files and components, recipes, commands, promises of the kit."""
+"""Markdown made from code: options, recipes, commands, promises of the kit, data to get by hand, what is public."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import PurePosixPath
 from typing import Any
 
 import yaml
@@ -17,9 +18,12 @@ from protloom.cli import COMMANDS, Parser
 from protloom.cli.show import option_rows
 from protloom.compare.plan import ComparisonConfig
 from protloom.config.source import as_mapping, recipes
+from protloom.contracts import Download, HasDownloads
 from protloom.plugins import OWN, Component, Registry
+from protloom.public import PUBLIC
 from protloom.settings import ObjectiveMix, RunConfig
 from protloom.specs import KINDS, ArchitectureSpec, TaskSpec
+from protloom.task import suite
 from protloom.testing import checks
 
 WIDTH = 100
@@ -277,6 +281,48 @@ def _prose(docstring: str) -> str:
     return " ".join(docstring.split()).replace("|", "\\|")
 
 
+# ---------------------------------------------------------------------------------------------- lists of other things
+
+
+def by_hand() -> Iterator[str]:
+    """Yields the data files of tasks that nobody can download, those of one folder and origin in one row."""
+    found: dict[tuple[str, str, str], dict[str, None]] = {}
+    for name in suite.names(registry()):
+        task = suite.build(name, registry())
+        for file in task.downloads() if isinstance(task, HasDownloads) else ():
+            if not file.urls:
+                found.setdefault(_place(file), {})[name] = None
+    rows = [
+        (", ".join(map(code, _grouped(list(tasks)))), code(folder), text(origin), text(licence))
+        for (folder, origin, licence), tasks in found.items()
+    ]
+    yield from table(("tasks", "folder", "origin", "licence"), rows)
+
+
+def _place(file: Download) -> tuple[str, str, str]:
+    return str(PurePosixPath(file.path).parent), file.origin, file.licence
+
+
+def _grouped(tasks: Sequence[str]) -> list[str]:
+    """Returns the names of tasks; of more than three in a group, the group's."""
+    groups = [name.partition(":")[0] for name in tasks]
+    shown = [g if groups.count(g) > 3 else name for name, g in zip(tasks, groups, strict=True)]
+    return list(dict.fromkeys(shown))
+
+
+def public() -> Iterator[str]:
+    """Yields what may be imported: a table for each of those who import it."""
+    for whom, modules in PUBLIC.items():
+        yield f"**For {whom}**"
+        rows = []
+        for module, names in modules.items():
+            about = (importlib.import_module(module).__doc__ or "").split("\n\n")[0].split("\n")
+            shown = ", ".join(map(code, names)) or ("specs and `hookimpl`" if module == OWN else "all of it")
+            linked = code(module) if module == OWN else f"{{py:mod}}`{module}`"
+            rows.append((linked, shown, _prose(" ".join(about))))
+        yield from table(("module", "names", "what it is"), rows)
+
+
 PARTS: Mapping[str, Callable[..., Iterator[str]]] = {
     "run-file": run_file,
     "comparison-file": comparison_file,
@@ -284,5 +330,7 @@ PARTS: Mapping[str, Callable[..., Iterator[str]]] = {
     "recipes": recipe_list,
     "commands": commands,
     "promises": promises,
+    "by-hand": by_hand,
+    "public": public,
 }
 """What a mark may name."""

@@ -11,7 +11,7 @@ from protloom_masked_diffusion.masked_diffusion import MaskedDiffusion
 from protloom_masked_diffusion.masked_diffusion_config import MaskedDiffusionConfig
 from torch import nn
 
-from protloom import assembly, config, generators, kernels
+from protloom import config, generators, kernels
 from protloom.contracts import BuildContext, Encoded
 from protloom.errors import UserError
 from protloom.plugins import Registry
@@ -19,7 +19,8 @@ from protloom.rng import CounterRNG
 from protloom.testing.materials import batch_of, proteins
 
 REGISTRY = Registry.discover()
-TOKENIZER = assembly.make(config.choose("tokenizer", "esm", {}, REGISTRY))
+CHOSEN = config.choose("tokenizer", "esm", {}, REGISTRY)
+TOKENIZER = CHOSEN.component.build(CHOSEN.config)
 
 
 class Composition(nn.Module):

@@ -8,14 +8,15 @@ from protloom_prefix_lm.prefix_lm import PrefixLM
 from protloom_prefix_lm.prefix_lm_config import PrefixLMConfig
 from pydantic import ValidationError
 
-from protloom import assembly, config, kernels
+from protloom import config, kernels
 from protloom.contracts import BuildContext
 from protloom.plugins import Registry
 from protloom.rng import CounterRNG
 from protloom.testing.materials import batch_of, proteins
 
 REGISTRY = Registry.discover()
-TOKENIZER = assembly.make(config.choose("tokenizer", "ankh", {}, REGISTRY))
+CHOSEN = config.choose("tokenizer", "ankh", {}, REGISTRY)
+TOKENIZER = CHOSEN.component.build(CHOSEN.config)
 
 
 def objective(**options: float) -> PrefixLM:
