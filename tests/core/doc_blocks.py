@@ -12,7 +12,7 @@ RUN = (*SHELL, "python", "diff")
 READ = ("yaml", "toml", "json")
 """Languages of blocks that must parse."""
 OUTPUT = "text"
-NEEDS = ("data", "gpu", "gpus", "internet", "minutes")
+NEEDS = ("data", "gpu", "gpus", "cluster", "internet", "minutes")
 
 _FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
 _NOTE = re.compile(r"^\s*(?:%|<!--)\s*(needs|file|reduced):\s*(.*?)\s*(?:-->)?$")
