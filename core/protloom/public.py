@@ -33,7 +33,7 @@ PUBLIC: Mapping[str, Mapping[str, Names]] = {
         "protloom.variants": (),
         "protloom.variants.table": ("variant_columns",),
         "protloom.scoring": ("percentile_interval",),
-        "protloom.inference": ("frozen",),
+        "protloom.inference": ("batches", "frozen", "letter_ids"),
         "protloom.config.source": ("merge", "parse"),
         "protloom.config.errors": ("explain",),
     },
