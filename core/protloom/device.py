@@ -41,6 +41,17 @@ def find_device(name: str, label: str) -> torch.device:
     return torch.device("cuda", number)
 
 
+def use_device(name: str, label: str) -> torch.device:
+    """Does what :func:`find_device` does, and makes a CUDA device the current one.
+
+    Some kernels of others, apex's among them, are launched on the current device whatever their tensors say.
+    """
+    device = find_device(name, label)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def _of_this_process() -> int:
     rank = os.environ.get("LOCAL_RANK")
     return torch.cuda.current_device() if rank is None else int(rank)

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from protloom.device import find_device
+from protloom.device import use_device
 from protloom.errors import UserError
 
 Parallel = Literal["none", "ddp", "fsdp2"]
@@ -112,11 +112,9 @@ def join(parallel: Parallel, device: str) -> World:
             f"trainer.parallel={parallel} needs torchrun: torchrun --nproc-per-node N -m protloom train …, "
             "or trainer.parallel=none for one process"
         )
-    chosen = find_device(device, "trainer.device")
+    chosen = use_device(device, "trainer.device")
     if size > 1 and ":" in device and chosen.type == "cuda":
         raise UserError(f"trainer.device={device} is one device for {size} processes: with cuda each takes its own")
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)  # kernels of others, apex's among them, run on the current one
     if parallel == "none":
         return World(0, 1, chosen, parallel)
     if not dist.is_initialized():

@@ -28,7 +28,8 @@ def compute_dtype(choice: str, device: torch.device, label: str) -> torch.dtype 
     if choice == "fp32":
         return None
     if choice == "bf16":
-        if device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        # not is_bf16_supported, which says yes where bf16 is emulated
+        if device.type == "cuda" and not has_fast_bf16(device):
             raise UserError(f"{label}: {torch.cuda.get_device_name(device)} has no bf16; use fp32")
         return torch.bfloat16
     return torch.bfloat16 if has_fast_bf16(device) else None

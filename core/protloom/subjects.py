@@ -10,7 +10,7 @@ import torch
 
 from protloom import __version__, config, provenance
 from protloom.contracts import BuildContext
-from protloom.device import find_device
+from protloom.device import use_device
 from protloom.embedding import Embedder, LongPolicy
 from protloom.errors import UserError, did_you_mean
 from protloom.specs import ArchitectureSpec
@@ -86,7 +86,7 @@ def open_subjects(
     from protloom.precision import compute_dtype
     from protloom.weights import load_pretrained
 
-    where = find_device(device, "--device")
+    where = use_device(device, "--device")
     options: dict[str, Any] = {"layer": layer, "max_length": max_length, "long_policy": long_policy, "cache": cache}
     options |= {"tokens_per_batch": tokens_per_batch, "dtype": compute_dtype(precision, where, "--precision")}
     made_here = RANDOM_INIT.fullmatch(source)

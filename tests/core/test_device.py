@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from protloom.device import find_device
+from protloom.device import find_device, use_device
 from protloom.errors import UserError
 from protloom.precision import compute_dtype
 
@@ -62,9 +62,18 @@ def test_no_such_device(monkeypatch: pytest.MonkeyPatch, name: str, count: int) 
     assert refused(name) == f"--device: no device {name!r}; use auto, cpu, cuda or cuda:N"
 
 
+def test_a_device_in_use_is_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, 3)
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert use_device("cuda:2", "--device") == torch.device("cuda", 2)
+    assert use_device("cpu", "--device") == CPU
+    assert current == [torch.device("cuda", 2)]
+
+
 @pytest.mark.parametrize("label", ["--precision", "trainer.precision"])
 def test_precisions_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, label: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Old GPU")
     with pytest.raises(UserError, match=re.escape(f"{label}: Old GPU has no bf16; use fp32")):
         compute_dtype("bf16", torch.device("cuda", 0), label)

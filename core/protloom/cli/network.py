@@ -44,12 +44,12 @@ def open_network(args: argparse.Namespace, registry: Registry, what: str) -> tup
     Raises:
         UserError: device, precision or model cannot be had, or what it is asked for depends on untrained parameters.
     """
-    from protloom.device import find_device
+    from protloom.device import use_device
     from protloom.likelihood import refuse_untrained
     from protloom.precision import compute_dtype
     from protloom.weights import load_pretrained
 
-    device = find_device(args.device, "--device")
+    device = use_device(args.device, "--device")
     dtype = compute_dtype(args.precision, device, "--precision")
     pretrained = load_pretrained(args.model, registry, device=device)
     refuse_untrained(pretrained, args.model, what)
