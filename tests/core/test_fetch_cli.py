@@ -207,7 +207,7 @@ def test_shipped_tasks_do_not_take_another_file(server: FileServer, tmp_path: Pa
     assert names(tmp_path / "data") == [".downloads/.lock"]
 
 
-def test_mistakes(tmp_path: Path, capsys: Capture) -> None:
+def test_mistakes(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     for words, message in (
         (["solubility"], "give the data folder by --out or PROTLOOM_DATA"),
         (["solubilty", "--out", str(tmp_path)], "Did you mean 'solubility'?"),
@@ -217,6 +217,9 @@ def test_mistakes(tmp_path: Path, capsys: Capture) -> None:
         assert fetch(*words) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert message in line
+    monkeypatch.setenv(data_fetch.VARIABLE, "")  # a variable that says nothing, not the current folder
+    assert fetch("solubility") == 2
+    assert "give the data folder by --out or PROTLOOM_DATA" in capsys.readouterr().err
     assert fetch("sim-retrieval", "--out", tmp_path / "data") == 0
     assert capsys.readouterr().out == "nothing to fetch: these tasks read no files\n"
     assert not (tmp_path / "data").exists()

@@ -64,8 +64,8 @@ class _Wanted:
 def run(args: argparse.Namespace) -> int:
     """Does what was asked; returns 1 if a file is missing at the end."""
     wanted = _wanted(args.names, common.registry(args))
-    chosen = args.out or os.environ.get(VARIABLE)
-    if chosen is None and not args.list:
+    chosen = args.out or os.environ.get(VARIABLE)  # an empty variable says nothing
+    if not chosen and not args.list:
         raise UserError(f"where to: give the data folder by --out or {VARIABLE}")
     folder = Path(chosen or ".").expanduser()
     if args.url_base is not None and not args.url_base.startswith(("http://", "https://")):

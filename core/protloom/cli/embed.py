@@ -62,6 +62,9 @@ def run(args: argparse.Namespace) -> int:
 
     if args.include_specials and args.pool in ("none", "cls"):
         raise UserError(f"--include-specials has no meaning with --pool {args.pool}: use mean or max")
+    network.refuse_sizes(args)
+    if args.max_length < 1:
+        raise UserError(f"--max-length {args.max_length}: must be at least 1")
     check_target(args.out, overwrite=args.overwrite)  # before the long part
     registry = common.registry(args)
     source = Source(args.source, registry, column=args.column, strict=args.strict)

@@ -22,10 +22,15 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="fp32", metavar="fp32|bf16|auto", help="of the computation")
 
 
-def refuse_mistakes(args: argparse.Namespace) -> None:
-    """Raises UserError for a number of tokens below 1, and for a file ``--out`` that exists."""
+def refuse_sizes(args: argparse.Namespace) -> None:
+    """Raises UserError for a number of tokens below 1."""
     if args.tokens_per_batch is not None and args.tokens_per_batch < 1:
         raise UserError(f"--tokens-per-batch {args.tokens_per_batch}: must be at least 1")
+
+
+def refuse_mistakes(args: argparse.Namespace) -> None:
+    """Raises UserError for a number of tokens below 1, and for a file ``--out`` that exists."""
+    refuse_sizes(args)
     if args.out is not None and args.out.exists():
         raise UserError(f"{args.out} exists: remove it first, or choose another name")
 
