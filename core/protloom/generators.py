@@ -79,7 +79,7 @@ def _fitting(source: str, registry: Registry) -> Component:
         absent = [
             plugin for plugin in (name.partition("/")[0] for name in objectives) if not _is_there(plugin, registry)
         ]
-        advice = f"; install {', '.join(dict.fromkeys(absent))}" if absent else ""
+        advice = f"; install {', '.join(dict.fromkeys(absent))}, if it brings one" if absent else ""
         raise UserError(
             f"{source} was trained with {', '.join(objectives)}, and no installed plugin writes sequences with that"
             f"{advice} ({offer})"

@@ -15,9 +15,10 @@ import yaml
 from kept_results import found as result_of
 from kept_results import keep, path_of
 
+from protloom import provenance
 from protloom.cli import main
 from protloom.compare import analysis, plan, tables
-from protloom.compare.claim import RECIPES, claim, keep_recipes
+from protloom.compare.claim import CODE, RECIPES, claim, keep_recipes
 from protloom.compare.evaluation import FAILURES
 from protloom.compare.plan import ComparisonConfig, Plan
 from protloom.compare.runner import Part, Runner, parts
@@ -204,6 +205,24 @@ def test_an_edited_recipe_does_not_go_on(
     del older["plain"]["trainer"]["clip_norm"]
     (out / RECIPES).write_text(yaml.safe_dump(older))
     again("objective: {name: mlm, mask_rate: 0.2}\n")
+
+
+def test_changed_code_of_a_plugin_does_not_go_on(
+    small_fasta: Path, tmp_path: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that were trained by another state of an objective are not averaged with those of now."""
+    out = tmp_path / "out"
+    planned = load(tmp_path, small_fasta, registry)
+    claim(out, planned)
+    monkeypatch.setattr(type(registry.resolve("objective", "mlm")), "builtin", False)  # as if a third party's
+    keep_recipes(out, planned, registry)
+    kept = yaml.safe_load((out / CODE).read_text())
+    assert list(kept) == ["protloom_plugins"]
+    keep_recipes(out, planned, registry)
+    monkeypatch.setattr(provenance, "code_hash", lambda modules: "another")
+    with pytest.raises(UserError, match=r"earlier state of package 'protloom_plugins' trained: its code has changed"):
+        keep_recipes(out, planned, registry)
+    assert yaml.safe_load((out / CODE).read_text()) == kept
 
 
 @pytest.mark.slow

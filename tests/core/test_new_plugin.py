@@ -85,6 +85,20 @@ def test_check_plugin(capsys: pytest.CaptureFixture[str]) -> None:
     assert "there is no plugin or component 'esmm'. Did you mean 'esm" in capsys.readouterr().err
 
 
+def test_an_option_that_nothing_has_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check-plugin", "mlm", "--kind", "objective", "--set", "mask_rat=0.3"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--set mask_rat=0.3: mlm: no such option. Did you mean 'mask_rate'?" in line
+
+
+def test_a_name_of_our_own_is_warned_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["new-plugin", "objective", "mlm", "--out", str(tmp_path / "one")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "objective 'mlm' means protloom's own wherever it is named so; yours is protloom-mlm/mlm" in said
+    assert main(["new-plugin", "objective", "mine", "--out", str(tmp_path / "two")]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_check_plugin_finds_components_of_every_kind() -> None:
     """By name, by distribution and by plugin; each once, also where several names mean it."""
     registry = Registry.discover(entry_points=INSTALLED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from protloom.cli import common
@@ -34,11 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Prints a line for each promise; returns 1 if one is broken."""
     registry = common.registry(args)
-    records = [
-        record
-        for component in _components(args.names, args.kind, registry)
-        for record in _checked(component, args, registry)
-    ]
+    components = _components(args.names, args.kind, registry)
+    _refuse_unknown(args.set, components)
+    records = [record for component in components for record in _checked(component, args, registry)]
     broken = [record for record in records if record["found"] is not None]
     if args.json:
         common.print_json({"checks": records})
@@ -122,3 +120,18 @@ def _options(settings: list[str], component: Component) -> dict[str, Any]:
         if keys[0] in fields and len(keys) == 1:
             options[keys[0]] = value
     return options
+
+
+def _refuse_unknown(settings: list[str], components: Sequence[Component]) -> None:
+    """Raises UserError for an option that none of the components has."""
+    from protloom.config.source import split_override
+
+    if not settings:
+        return
+    models = [component.load_config() for component in components]
+    known = {name for model in models if model is not None for name in model.model_fields}
+    for setting in settings:
+        key = ".".join(split_override(setting)[0])
+        if key not in known:
+            names = ", ".join(component.name for component in components)
+            raise UserError(f"--set {setting}: {names}: no such option.{did_you_mean(key, known)}")

@@ -30,6 +30,11 @@ def run(args: argparse.Namespace) -> int:
         common.print_json({"folder": str(folder), "files": [str(path) for path in files]})
         return 0
     words = scaffold.words_of(args.kind, args.name)
+    if any(c.builtin and c.name == args.name for c in common.registry(args).components(args.kind)):
+        common.warn(
+            f"{args.kind} {args.name!r} means protloom's own wherever it is named so; yours is protloom-{args.name}/"
+            f"{args.name}, or choose another name"
+        )
     for path in files:
         print(path)
     print(f"next     pip install -e {folder}      (then 'protloom plugins' lists it)")

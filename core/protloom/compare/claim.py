@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from protloom import config
+from protloom import config, provenance
 from protloom.compare.plan import Plan
 from protloom.config import source as config_source
 from protloom.errors import UserError
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FILE = "comparison.yaml"
 RECIPES = "recipes.yaml"
 """Every recipe as a whole run file, by its name: what a recipe or a run file said when the comparison began."""
+
+CODE = "code.yaml"
+"""A hash of the code of every third party's package that a recipe names, by the package's name."""
 
 ADAPTABLE = ("tasks", "margins", "seeds", "checkpoints", "rounds", "data_dir")
 """Keys of the comparison that may change between two sittings: more tasks, seeds and points are added to what is
@@ -64,9 +67,10 @@ def keep_recipes(folder: Path, planned: Plan, registry: Registry) -> None:
         registry: completes recipes that an earlier version kept.
 
     Raises:
-        UserError: a recipe is another one.
+        UserError: a recipe is another one, or code of a plugin that it names has changed.
     """
     path = folder / RECIPES
+    _keep_code(folder, _code(planned, registry))
     if not path.is_file():
         write_text(path, config_source.dump(dict(planned.documents)))
         return
@@ -76,6 +80,30 @@ def keep_recipes(folder: Path, planned: Plan, registry: Registry) -> None:
         for key in {**before, **now}:
             if before.get(key) != now.get(key) and not changes.under(key, FREE):
                 raise _another(folder, f"{key} of recipe {arm!r}", before.get(key), now.get(key))
+
+
+def _keep_code(folder: Path, now: Mapping[str, str]) -> None:
+    """Keeps the hashes, or makes sure that no package is another; new ones come with new recipes or versions."""
+    path = folder / CODE
+    before = _read(path) if path.is_file() else {}
+    for package in sorted(before.keys() & now.keys()):
+        if before[package] != now[package]:
+            raise UserError(
+                f"{folder} holds runs that an earlier state of package {package!r} trained: its code has changed "
+                "since, so they and new ones cannot be compared; choose another --out"
+            )
+    if {**now, **before} != before:
+        write_text(path, config_source.dump({**now, **before}))
+
+
+def _code(planned: Plan, registry: Registry) -> dict[str, str]:
+    """Returns the hash of each third party's package that a recipe names; protloom's own code goes by its version."""
+    named = {
+        (c["kind"], f"{c['distribution']}/{c['name']}") for d in planned.documents.values() for c in d["components"]
+    }
+    found = (registry.resolve(kind, name) for kind, name in sorted(named))
+    packages = {c.load_factory().__module__.partition(".")[0] for c in found if not c.builtin}
+    return {package: provenance.code_hash((package,)) for package in sorted(packages)}
 
 
 def _read(path: Path) -> dict[str, Any]:
