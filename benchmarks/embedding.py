@@ -1,6 +1,6 @@
 """Features of proteins from a frozen ESM-2, here and by transformers: the same weights, the same mean vectors.
 
-    python benchmarks/embedding.py [--data x.fasta.gz] [--sizes 8M 35M] [--rounds 5] [--out FILE]
+    python benchmarks/embedding.py [--data x.fasta.gz] [--sizes 8M 35M] [--rounds 3] [--out FILE]
 
 Every variant embeds the same proteins once a round, in turn, from letters to one mean vector a protein, in float32.
 Speed is residues a second; padding and special symbols are not counted. transformers runs as its examples do (fp32,
@@ -78,9 +78,9 @@ class Theirs:
         yield batch
 
 
-def sample(data: str, residues: int) -> list[str]:
+def sample(data: str, residues: int, registry: Registry) -> list[str]:
     """Returns proteins drawn from a corpus, in random order, about so many residues together."""
-    store = open_corpus(data)
+    store = open_corpus(data, registry=registry)
     found: list[str] = []
     for i in np.random.default_rng(0).permutation(len(store)).tolist():
         found.append(bytes(store.sequence(i)[:LONGEST]).decode())
@@ -90,13 +90,12 @@ def sample(data: str, residues: int) -> list[str]:
     return found
 
 
-def variants(size: str, sequences: Sequence[str]) -> dict[str, Vectors]:
+def variants(size: str, sequences: Sequence[str], registry: Registry) -> dict[str, Vectors]:
     """Returns what is timed; all have the same random weights.
 
     Raises:
         ValueError: if vectors of both programs in fp32 are not the same.
     """
-    registry = Registry.discover()
     base = {"architecture": f"esm2:{size}", "data": {"corpus": "demo:"}}
     run = assemble(config.load(None, [], registry, base=base), registry, join("none", "cpu"), initial=None)
     budget = batch_tokens(torch.device("cpu"))
@@ -151,16 +150,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="demo:", help="corpus; the table of the results folder is of real UniRef90")
     parser.add_argument("--sizes", nargs="+", default=["8M", "35M"])
-    parser.add_argument("--residues", type=int, default=30_000, help="embedded by each variant in each round (30000)")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--residues", type=int, default=10_000, help="embedded by each variant in each round (10000)")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     transformers.logging.set_verbosity_error()
     keep_freed_memory()  # for all variants alike; 'protloom embed' does so too
-    sequences = sample(args.data, args.residues)
-    tables = [table(size, measure(variants(size, sequences), sequences, args.rounds)) for size in args.sizes]
+    registry = Registry.discover()
+    sequences = sample(args.data, args.residues, registry)
+    tables = [table(size, measure(variants(size, sequences, registry), sequences, args.rounds)) for size in args.sizes]
     text = (
         f"{len(sequences):,} proteins of {Path(args.data).name}, {sum(map(len, sequences)):,} residues, cut to "
         f"{LONGEST:,}; {args.threads} threads, torch {torch.__version__}, transformers {transformers.__version__}, "
@@ -170,7 +170,9 @@ def main() -> None:
     print(text)
     if args.out is not None:
         name = Path(args.data).name
-        made = f"Made by `python benchmarks/embedding.py --data {name} --rounds {args.rounds}`."
+        made = (
+            f"Made by `python benchmarks/embedding.py --data {name} --residues {args.residues} --rounds {args.rounds}`."
+        )
         args.out.write_text(f"# Embedding beside transformers\n\n{text}\n\n{made}\n", encoding="utf-8")
 
 

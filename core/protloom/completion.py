@@ -107,13 +107,7 @@ def complete(
     Raises:
         UserError: if the model cannot complete, ``keep`` is out of range or a sequence is too short.
     """
-    if "complete" not in model.capabilities:
-        able = ", ".join(sorted(model.capabilities))
-        raise UserError(
-            f"this model cannot complete sequences ({type(model).__name__} can {able}): use an encoder-decoder"
-        )
-    if max_length is not None and max_length < 1:
-        raise UserError(f"--max-length {max_length}: must be at least 1")
+    _refuse(model, max_length)
     letters = [i for i, symbol in enumerate(tokenizer.vocab) if len(symbol) == 1 and symbol.isalpha()]
     device = device_of(cast("nn.Module", model))
     front = np.asarray(tokenizer.prefix if prefix is None else prefix, dtype=np.int64)
@@ -138,6 +132,17 @@ def complete(
         first += len(batch)
         for (name, kept, truth), result in zip(batch, written, strict=True):
             yield Completion(name, kept, truth, tokenizer.decode(result.tokens), result.ended)
+
+
+def _refuse(model: Architecture, max_length: int | None) -> None:
+    """Raises UserError for a model that cannot complete, and for a length below 1."""
+    if "complete" not in model.capabilities:
+        able = ", ".join(sorted(model.capabilities))
+        raise UserError(
+            f"this model cannot complete sequences ({type(model).__name__} can {able}): use an encoder-decoder"
+        )
+    if max_length is not None and max_length < 1:
+        raise UserError(f"--max-length {max_length}: must be at least 1")
 
 
 def _cut_all(entries: Iterable[Entry], keep: float) -> Iterator[tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""Which device an option means."""
+"""Which device an option means, and copies to it for which the host does not wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 
 import torch
+from torch import Tensor
 
 from protloom.errors import UserError
 
@@ -55,3 +56,11 @@ def use_device(name: str, label: str) -> torch.device:
 def _of_this_process() -> int:
     rank = os.environ.get("LOCAL_RANK")
     return torch.cuda.current_device() if rank is None else int(rank)
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor of the host on a device; to CUDA the copy is queued like a kernel, and the host goes on at once.
+
+    From memory that is not pinned the host would wait until all that is queued before has run.
+    """
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

@@ -25,7 +25,7 @@ PUBLIC: Mapping[str, Mapping[str, Names]] = {
         "protloom.objective": (),
         "protloom.ops": (),
         "protloom.collapse": ("measure",),
-        "protloom.copies": ("on_device",),
+        "protloom.device": ("on_device",),
         "protloom.files": ("write_text",),
     },
     "tasks and readers of data": {

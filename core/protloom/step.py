@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from protloom.contracts import Architecture, Encoded, Losses, Metric, Offsets, PassRequest, StepContext
-from protloom.copies import on_device
+from protloom.device import on_device
 from protloom.errors import UserError
 from protloom.rng import CounterRNG
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
 import toy_tasks
+from toy_tasks import computed
 
 from protloom import subjects
 from protloom.budget import Amount
@@ -25,22 +25,7 @@ OTHER = "random-init(esm2:mini)"
 @pytest.fixture(autouse=True)
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The toy tasks, installed; returns the file that tells what was computed."""
-    site = tmp_path / "site"
-    site.mkdir()
-    toy_tasks.install(site)
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.delitem(sys.modules, "toytasks", raising=False)
-    monkeypatch.delenv("PROTLOOM_DATA", raising=False)
-    log = tmp_path / "log"
-    monkeypatch.setenv("TOY_LOG", str(log))
-    return log
-
-
-def computed(log: Path) -> list[str]:
-    """Returns what was computed since the last call."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    log.unlink(missing_ok=True)
-    return lines
+    return toy_tasks.enter(tmp_path, monkeypatch)
 
 
 def planned(*tasks: str, init: str | None = None, **options: Any) -> Plan:

@@ -250,10 +250,7 @@ def test_only_what_is_missing_is_computed(
 def test_from_the_command_line(
     tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    toy_tasks.install(site)
-    monkeypatch.syspath_prepend(site)
+    toy_tasks.enter(tmp_path, monkeypatch)
     arguments = ["task", "run", "toy:plain", "--model", str(model), "--no-floors", "--json"]
     found = []
     for more in (["--no-cache"], ["--cache-dir", str(tmp_path / "c")], ["--cache-dir", str(tmp_path / "c")]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,11 +73,7 @@ def test_layers_and_poolings_that_are_not_there(model: Path, registry: Registry)
 
 @pytest.fixture
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    site = tmp_path / "site"
-    site.mkdir()
-    toy_tasks.install(site)
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.delitem(sys.modules, "toytasks", raising=False)
+    toy_tasks.enter(tmp_path, monkeypatch)
 
 
 def run(model: Path, *arguments: str) -> int:

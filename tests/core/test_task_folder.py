@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import toy_tasks
+from toy_tasks import computed
 
 from protloom.cli import main
 from protloom.errors import UserError
@@ -23,26 +23,11 @@ MODEL = "random-init(esm2:tiny)"
 @pytest.fixture(autouse=True)
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The toy tasks, installed; returns the file that tells what was computed."""
-    site = tmp_path / "site"
-    site.mkdir()
-    toy_tasks.install(site)
-    monkeypatch.syspath_prepend(site)
-    monkeypatch.delitem(sys.modules, "toytasks", raising=False)
-    monkeypatch.delenv("PROTLOOM_DATA", raising=False)
-    log = tmp_path / "log"
-    monkeypatch.setenv("TOY_LOG", str(log))
-    return log
+    return toy_tasks.enter(tmp_path, monkeypatch)
 
 
 def run(*arguments: str, model: str = MODEL) -> int:
     return main(["task", "run", *arguments, "--model", model])
-
-
-def computed(log: Path) -> list[str]:
-    """Returns what was computed since the last call."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    log.unlink(missing_ok=True)
-    return lines
 
 
 def records(folder: Path) -> dict[tuple[str, str], Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pytest
 from plugin_files import Site
 
 SOURCE = """
@@ -118,3 +120,22 @@ def install(folder: Path) -> None:
     (folder / "toytasks" / "__init__.py").write_text(SOURCE)
     for name, text in SUITES.items():
         (folder / "toytasks" / "suites" / f"{name}.yaml").write_text(text)
+
+
+def enter(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Installs the toy tasks for the time of a test; returns the file that tells what they computed."""
+    site = folder / "site"
+    site.mkdir()
+    install(site)
+    patch.syspath_prepend(site)
+    patch.delitem(sys.modules, "toytasks", raising=False)
+    patch.delenv("PROTLOOM_DATA", raising=False)
+    patch.setenv("TOY_LOG", str(folder / "log"))
+    return folder / "log"
+
+
+def computed(log: Path) -> list[str]:
+    """Returns what was computed since the last call."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return lines

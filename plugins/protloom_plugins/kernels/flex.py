@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from protloom.contracts import Offsets
-from protloom.copies import on_device
+from protloom.device import on_device
 from protloom.ops import Timing
 from protloom_plugins.kernels import measured, native
 

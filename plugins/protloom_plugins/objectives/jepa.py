@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from protloom import collapse
 from protloom.contracts import Losses, Metric, Packed, PassRequest, Prepared, Term
-from protloom.copies import on_device
+from protloom.device import on_device
 from protloom.errors import UserError
 from protloom.objective import Objective
 from protloom_plugins.objectives import regularisers

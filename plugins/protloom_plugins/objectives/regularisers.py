@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from protloom.copies import on_device
+from protloom.device import on_device
 
 KNOTS = 16
 """Steps of the grid on [0, 3]; its first knot, 0, adds nothing."""
