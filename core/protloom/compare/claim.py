@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 FILE = "comparison.yaml"
 RECIPES = "recipes.yaml"
 """Every recipe as a whole run file, by its name: what a recipe or a run file said when the comparison began."""
-
 CODE = "code.yaml"
 """A hash of the code of every third party's package that a recipe names, by the package's name."""
 
