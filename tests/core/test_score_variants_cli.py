@@ -133,7 +133,9 @@ def test_whole_sequences_of_any_length(
     ]
     assert [float(row["score"]) for row in rows] == pytest.approx([sums[1] - sums[0], sums[2] - sums[0]], abs=1e-4)
     assert main([*words, "--model", models["esm"]]) == 2
-    assert "masked-marginals compares position by position; --method pll" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "indels.tsv.gz, line 2: 'MKTAYIAKQRQISFVKSHFS' has 20 residues, the wild type 22" in told
+    assert "masked-marginals compares position by position; --method pll" in told
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,7 @@ def test_whole_sequences_of_any_length(
     [
         ("mutant,DMS_score\nA4G,1\nQ4G,2\n", [], "line 3: Q4G: expected Q at position 4, but the wild type has A"),
         ("mutant,DMS_score\nM0V,1\nK1A,1\nT2A,2\n", [], "first residue were number 0: --first-residue 0"),
+        ("mutant\nT3A\nT3B\n", [], "line 3: T3B: B stands for D or N, which is no variant: leave the row out"),
         ("mutation_name,y\nA4G,1\n", [], "has no column 'mutant' (A24G:L30P) and none 'mutated_sequence'"),
         ("mutant,score\nA4G,1\n", [], "has a column 'score': give another name by --score-column"),
         ("mutant\n", [], "holds a header and no variant"),

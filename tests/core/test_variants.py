@@ -45,6 +45,14 @@ def test_sequences_alone() -> None:
     assert one("MKTGYIAKQRQ", "MKTGYIAKQRQ").mutations == (Mutation(3, "A", "G"),)
 
 
+def test_residues_beyond_the_twenty() -> None:
+    """Selenocysteine and pyrrolysine are residues; a letter for several may stand where the wild type has it."""
+    assert one("A4U").sequence == "MKTUYIAKQRQ"
+    assert one("p.Ala4Pyl").mutations == (Mutation(3, "A", "O"),)
+    vague = make_variants([("X2K", None), ("A4G", None), (None, "MXTAGYI")], "MXTAYI")
+    assert [variant.sequence for variant in vague] == ["MKTAYI", "MXTGYI", "MXTAGYI"]
+
+
 def test_another_numbering() -> None:
     assert one("A27G", first=24).mutations == (Mutation(3, "A", "G"),)
     assert one(None, "MKTGYIAKQRQ", first=24).name == "A27G"
@@ -59,6 +67,10 @@ def test_another_numbering() -> None:
         ("Q4G", None, r"Q4G: expected Q at position 4, but the wild type has A there"),
         ("A4*", None, r"A4\* is a stop, not a residue: leave the row out"),
         ("p.Ala4Ter", None, r"p\.Ala4Ter is a stop"),
+        ("A4B", None, r"A4B: B stands for D or N, which is no variant: leave the row out"),
+        ("p.Ala4Xaa", None, r"A4X: X stands for any residue"),
+        (None, "MKTJYIAKQRQ", r"A4J: J stands for I or L"),
+        (None, "MKTZYIAKQR", r"'Z' at 4 stands for E or Q"),
         ("A4", None, r"'A4' is no substitution: write A24G or p\.Ala24Gly"),
         ("p.Abc4Gly", None, r"'p\.Abc4Gly' is no substitution"),
         ("A4G:A4V", None, r"A4G:A4V changes position 4 twice"),

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, registry: Registry, reader_of: Callable[[int],
     variants = table.variants(wild_type.sequence, args.first_residue)
     reader = reader_of(args.max_length)
     check_method(method, reader)
-    found = score_variants(reader, wild_type.sequence, variants, method, tell=_progress())
+    found = score_variants(reader, wild_type.sequence, variants, method, tell=_progress(), where=table.place)
     summary = _summary(args, table, wild_type, variants, found)
     text = table.with_scores(found, args.score_column)
     if args.out is not None:

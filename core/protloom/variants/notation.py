@@ -8,7 +8,7 @@ sequence of another length than the wild type is an insertion or a deletion and 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -23,6 +23,10 @@ UNCHANGED = frozenset({"wt", "_wt", "wildtype", "wild-type", "wild type", "p.=",
 """Names, in lower case, of the wild type itself."""
 
 STOP = "*"
+
+AMBIGUOUS: Mapping[str, str] = {"B": "D or N", "Z": "E or Q", "J": "I or L", "X": "any residue"}
+"""Letters that stand for several residues, so for no variant. U and O are residues: some vocabularies have a symbol for
+each, and a tokenizer without one refuses them; ProteinGym's assays hold neither."""
 
 _CODES = "AAla RArg NAsn DAsp CCys QGln EGlu GGly HHis IIle LLeu KLys MMet FPhe PPro SSer TThr WTrp YTyr VVal"
 _CODES += " USec OPyl BAsx ZGlx XXaa *Ter"
@@ -101,7 +105,7 @@ def make_variants(
         mutant = (name or "").strip() or None
         letters = (sequence or "").strip().upper() or None
         if letters is not None and len(letters) != len(wild_type):
-            variants.append(_indel(mutant, letters, place, len(wild_type)))
+            variants.append(_indel(mutant, letters, place, wild_type))
             continue
         if mutant is None or mutant.upper() == letters:
             if letters is None:
@@ -159,14 +163,21 @@ def _differences(sequence: str, wild_type: str, first: int) -> list[_Change]:
     ]
 
 
-def _indel(mutant: str | None, sequence: str, where: str, length: int) -> Variant:
+def _indel(mutant: str | None, sequence: str, where: str, wild_type: str) -> Variant:
     _check_letters(sequence, where)
+    vague = next((letter for letter in sequence if letter in AMBIGUOUS and letter not in wild_type), None)
+    if vague is not None:
+        raise UserError(f"{where}: {vague!r} at {sequence.index(vague) + 1} {_vague(vague)}")
     if mutant is not None and all(map(_ONE.fullmatch, _BETWEEN.split(mutant))):
         raise UserError(
             f"{where}: {mutant[:40]} are substitutions, but the row's sequence has {len(sequence)} residues and the"
-            f" wild type {length}: is it the right wild type?"
+            f" wild type {len(wild_type)}: is it the right wild type?"
         )
     return Variant(mutant or sequence, sequence, None)
+
+
+def _vague(letter: str) -> str:
+    return f"stands for {AMBIGUOUS[letter]}, which is no variant: leave the row out"
 
 
 def _disagreement(changes: Iterable[_Change], wild_type: str, first: int) -> str | None:
@@ -210,6 +221,8 @@ def _apply(changes: Sequence[_Change], wild_type: str, first: int, name: str, wh
         at = change.number - first
         letters[at] = change.mutant
         if change.mutant != change.wild:
+            if change.mutant in AMBIGUOUS:
+                raise UserError(f"{where}: {change}: {change.mutant} {_vague(change.mutant)}")
             mutations.append(Mutation(at, change.wild, change.mutant))
     sequence = "".join(letters)
     _check_letters(sequence, where)

@@ -94,7 +94,13 @@ def check_method(name: str, reader: Reader) -> Method:
 
 
 def score_variants(
-    reader: Reader, wild_type: str, variants: Sequence[Variant], method: str = METHODS[0], *, tell: Tell | None = None
+    reader: Reader,
+    wild_type: str,
+    variants: Sequence[Variant],
+    method: str = METHODS[0],
+    *,
+    tell: Tell | None = None,
+    where: Callable[[int], str] | None = None,
 ) -> Scores:
     """Scores variants of one wild type.
 
@@ -104,6 +110,7 @@ def score_variants(
         variants: of :func:`protloom.variants.make_variants`.
         method: one of :data:`protloom.variants.METHODS`.
         tell: told of progress.
+        where: says of a variant, counted from 0, in which row it stands, for messages; None: they give its name only.
 
     Raises:
         UserError: the model cannot serve the method, a variant has another length and the method compares position by
@@ -112,17 +119,21 @@ def score_variants(
     chosen = check_method(method, reader)
     if not wild_type or not wild_type.isascii():
         raise UserError("the wild type is empty or not ASCII: give residues as letters")
+    names = [f"{'variant' if where is None else f'{where(i)}:'} {v.name[:40]!r}" for i, v in enumerate(variants)]
     if chosen == "pll":
-        _check_letters(reader, (("the wild type", wild_type), *((_named(v), v.sequence) for v in variants)))
+        sequences = (v.sequence for v in variants)
+        _check_letters(reader, (("the wild type", wild_type), *zip(names, sequences, strict=True)))
         return _finite(_pll(reader, wild_type, variants, tell))
-    for variant in variants:
+    for name, variant in zip(names, variants, strict=True):
         if variant.mutations is None:
             other = "; --method pll compares whole sequences" if "pll" in possible_methods(reader) else ""
             raise UserError(
-                f"{_named(variant)} has {len(variant.sequence)} residues, the wild type {len(wild_type)}: {chosen}"
+                f"{name} has {len(variant.sequence)} residues, the wild type {len(wild_type)}: {chosen}"
                 f" compares position by position{other}"
             )
-    _check_letters(reader, ((_named(v), m.wild + m.mutant) for v in variants for m in v.mutations or ()))
+    _check_letters(
+        reader, ((n, m.wild + m.mutant) for n, v in zip(names, variants, strict=True) for m in v.mutations or ())
+    )
     if chosen == "wt-marginals":
         return _finite(_wild_type_marginals(reader, wild_type, variants))
     return _finite(_hidden(reader, wild_type, variants, chosen, tell))
@@ -132,10 +143,6 @@ def _finite(scores: Scores) -> Scores:
     if not np.isfinite(scores.values).all():
         raise UserError("scores are not finite: the weights are damaged or have diverged")
     return scores
-
-
-def _named(variant: Variant) -> str:
-    return f"variant {variant.name[:40]!r}"
 
 
 def _check_letters(reader: Reader, texts: Iterable[tuple[str, str]]) -> None:

@@ -58,8 +58,12 @@ class VariantTable:
             ),
             wild_type,
             first=first,
-            where=lambda number: f"{self.name}, line {self.lines[number]}",
+            where=self.place,
         )
+
+    def place(self, number: int) -> str:
+        """Returns the file and line of a row, for messages."""
+        return f"{self.name}, line {self.lines[number]}"
 
     def measured(self) -> tuple[list[int], list[float]]:
         """Returns the numbers of the rows that hold a number in the column ``DMS_score``, and those numbers."""
