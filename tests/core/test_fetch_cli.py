@@ -196,6 +196,24 @@ def test_what_nobody_can_download_is_told(tmp_path: Path, capsys: Capture) -> No
     ) in errors
 
 
+def test_what_lies_beside_the_task_is_there(tmp_path: Path, capsys: Capture) -> None:
+    """Where 'task run' finds a table, 'data fetch' does not ask for it."""
+    path = tmp_path / "t.yaml"
+    definition(path)
+    path.write_text(path.read_text().partition("fetch:")[0])
+    (tmp_path / "d").mkdir()
+    for name in ("train.csv.gz", "test.csv"):
+        (tmp_path / "d" / name).write_bytes(b"")
+    assert fetch(path, "--out", tmp_path / "data") == 1
+    printed, errors = capsys.readouterr()
+    assert f"d/test.csv: is there, beside the task's file: {tmp_path / 'd' / 'test.csv'}" in printed
+    assert "make d/more.csv" in printed
+    assert "make d/test.csv" not in printed + errors
+    assert "1 of 3 files are not there: d/more.csv" in errors
+    (tmp_path / "d" / "more.csv").write_bytes(b"")
+    assert fetch(path, "--out", tmp_path / "data") == 0
+
+
 def test_shipped_tasks_do_not_take_another_file(server: FileServer, tmp_path: Path, capsys: Capture) -> None:
     base = "/sameerkhurana10/DSOL_rv0.2/9cc5da72f1cf3f46350470a06a4d04abbf171f32/data"
     for name in ("val_src", "val_tgt", "test_src", "test_tgt"):

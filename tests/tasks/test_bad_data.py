@@ -116,6 +116,16 @@ def test_labels_that_are_no_numbers(tmp_path: Path, capsys: Capture) -> None:
     assert found["details"]["train_residues"] == 6
 
 
+def test_a_table_that_is_nowhere(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PROTLOOM_DATA", raising=False)
+    task = write(tmp_path, HEAD + "kind: binary\n" + SPLITS, [])
+    (tmp_path / "t.csv").unlink()
+    assert f"needs t.csv: put it into {tmp_path}, or give the data folder by --data-dir" in refused(capsys, task)
+    (tmp_path / "data").mkdir()
+    line = refused(capsys, task, "--data-dir", str(tmp_path / "data"))
+    assert f"no file {tmp_path}/data/t.csv, and no file {tmp_path}/t.csv: put t.csv into" in line
+
+
 # -------------------------------------------------------------------------------------------------------------- splits
 
 

@@ -104,6 +104,15 @@ def test_bad_files_are_named(tmp_path: Path, name: str, text: str, message: str)
         list(formats.rows(tmp_path / name, SOURCE))
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.csv.gz"])
+def test_a_file_of_another_encoding(tmp_path: Path, name: str) -> None:
+    """As spreadsheets write it: the line is told, although text is decoded in blocks of many lines."""
+    text = "a,b\n" + "1,2\n" * 5000 + "é,2\n" + "1,2\n" * 5000
+    (tmp_path / name).write_bytes(gzip.compress(text.encode("latin-1")) if ".gz" in name else text.encode("latin-1"))
+    with pytest.raises(UserError, match=rf"{name}, line 5002: not UTF-8 text .*: save it as UTF-8$"):
+        list(formats.rows(tmp_path / name, SOURCE))
+
+
 # -------------------------------------------------------------------------------------------------------- splits
 
 
@@ -205,9 +214,9 @@ def test_the_group_of_the_definition_is_that_of_a_carve(tmp_path: Path) -> None:
         (
             ["MKT,1,train,", "MKV,1,test,"],
             {"splits": {"train": "t.csv", "test": "u.csv"}},
-            r"needs u\.csv: give the data",
+            r"needs u\.csv: put it into .*, or give the data",
         ),
-        (["MKT,1,train,", "MKV,1,test,"], {"fasta": "u.fasta"}, r"needs u\.fasta: give the data"),
+        (["MKT,1,train,", "MKV,1,test,"], {"fasta": "u.fasta"}, r"needs u\.fasta: put it into .*, or give the data"),
     ],
 )
 def test_bad_rows_are_named(

@@ -54,11 +54,13 @@ class _Wanted:
         files: by path.
         tasks: path -> the tasks that read it.
         failed: task -> why its files are not known.
+        beside: path -> where it lies beside the file of its task, where ``task run`` looks first.
     """
 
     files: dict[str, Download] = field(default_factory=dict)
     tasks: dict[str, list[str]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    beside: dict[str, Path] = field(default_factory=dict)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,13 +102,16 @@ def _wanted(names: Sequence[str], registry: Registry) -> _Wanted:
             for file in task_faults.asked(component, task.downloads):
                 found.files.setdefault(file.path, file)
                 found.tasks.setdefault(file.path, []).append(choice.name)
+                if choice.file is not None and (near := choice.file.parent / file.path).is_file():
+                    found.beside[file.path] = near
         except UserError as error:
             found.failed[choice.name] = str(error)
     return found
 
 
 def _states(wanted: _Wanted, folder: Path) -> dict[str, str]:
-    return {path: "ready" if (folder / path).is_file() else "missing" for path in wanted.files}
+    there = {path for path in wanted.files if path in wanted.beside or (folder / path).is_file()}
+    return {path: "ready" if path in there else "missing" for path in wanted.files}
 
 
 def _record(wanted: _Wanted, path: str, state: str) -> dict[str, Any]:
@@ -120,13 +125,14 @@ def _print_files(wanted: _Wanted, folder: Path, base: str | None) -> None:
     if not wanted.files and not wanted.failed:
         print("nothing to fetch: these tasks read no files")
     for path, file in wanted.files.items():
+        near = wanted.beside.get(path)
         there = "is there" if (folder / path).is_file() else _size(file)
-        print(f"{path}: {there}")
+        print(f"{path}: {there}" if near is None else f"{path}: is there, beside the task's file: {near}")
         print(f"  licence: {file.licence}")
         print(f"  origin: {file.origin}")
         for url in file.urls:
             print(f"  address: {_mirrored(url, base)}")
-        if not file.urls:
+        if not file.urls and near is None:
             print(f"  by hand: {_by_hand(file)}")
 
 

@@ -30,12 +30,13 @@ class Source:
     columns: tuple[str, ...] = ()
 
 
-def locate(data_dir: str | None, source: Source) -> Path:
+def locate(data_dir: str | None, source: Source, beside: Path | None = None) -> Path:
     """Returns the path of a data file.
 
     Args:
         data_dir: the data folder; None: what the environment variable PROTLOOM_DATA says.
         source: which file.
+        beside: a folder where it was looked for already, for the message.
 
     Raises:
         UserError: if there is no folder or no file; says where the file comes from and its licence.
@@ -43,12 +44,14 @@ def locate(data_dir: str | None, source: Source) -> Path:
     chosen = data_dir or os.environ.get(VARIABLE)
     get_it = f"it comes from {source.origin} (licence: {source.licence})"
     if not chosen:
-        raise UserError(f"needs {source.path}: give the data folder by --data-dir or {VARIABLE}; {get_it}")
+        what = f"needs {source.path}: give" if beside is None else f"needs {source.path}: put it into {beside}, or give"
+        raise UserError(f"{what} the data folder by --data-dir or {VARIABLE}; {get_it}")
     path = Path(chosen) / source.path
     if not path.is_file():
         missing = "no file" if Path(chosen).is_dir() else "no folder"
         where = path if missing == "no file" else chosen
-        raise UserError(f"{missing} {where}: put {source.path} into the data folder; {get_it}")
+        near = "" if beside is None else f", and no file {beside / source.path}"
+        raise UserError(f"{missing} {where}{near}: put {source.path} into the data folder; {get_it}")
     return path
 
 

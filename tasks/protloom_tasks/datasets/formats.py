@@ -46,7 +46,9 @@ def rows(path: Path, source: Source, names: Sequence[str] = ()) -> Iterator[tupl
                 yield from _checked(_json_lines(file) if lines else _json_document(json.load(file), path), path, source)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}{_not_utf8(path)}: not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, csv.Error) as error:
         raise UserError(f"{path}: damaged ({error}); get it again from {source.origin}") from error
 
 
@@ -65,6 +67,17 @@ def _open(path: Path) -> IO[str]:
     if path.suffix.lower() == ".gz":
         return cast("IO[str]", gzip.open(path, "rt", encoding="utf-8-sig", newline=""))
     return path.open(encoding="utf-8-sig", newline="")
+
+
+def _not_utf8(path: Path) -> str:
+    """Returns the first line that is no UTF-8: an error of a text file counts bytes within a block that it read."""
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return f", line {number}"
+    return ""
 
 
 def _separated(

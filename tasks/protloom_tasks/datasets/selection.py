@@ -43,8 +43,11 @@ def sources(definition: TableDefinition, tables: Iterable[Table]) -> list[Source
 
 def find(source: Source, data_dir: str | None, beside: Path) -> Path:
     """Returns the path of a file, which may lie beside the definition; raises UserError if it is nowhere."""
+    from protloom_tasks.definition import HOME
+
     near = beside / source.path
-    return near if near.is_file() else locate(data_dir, source)
+    # nobody puts data beside a definition that is shipped
+    return near if near.is_file() else locate(data_dir, source, None if beside == HOME else beside)
 
 
 class Reader:
