@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -156,3 +156,14 @@ def mean_of(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = list(tables[0]) if tables else []
     columns = {name: np.array([table[name] for table in tables]) for name in names}
     return {n: float(np.nanmean(c)) if np.isfinite(c).any() else float("nan") for n, c in columns.items()}
+
+
+def why_undefined(truth: NDArray[Any], output: NDArray[Any]) -> str:
+    """Says why a correlation or a curve has no value on these labels and predictions (``details["undefined"]``)."""
+    if len(truth) == 0:
+        return "nothing was scored"
+    if truth.ndim == 1 and (truth == truth[0]).all():
+        return f"all {len(truth):,} labels are the same"
+    if output.ndim == 1 and (output == output[0]).all():
+        return f"it predicts the same for all {len(output):,}"
+    return "these labels and predictions do not define it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from pydantic import Field
 from protloom.contracts import TaskResult
 from protloom.errors import UserError
 from protloom.scoring import percentile_interval
-from protloom_tasks import intervals, probes, residue_heads, residue_metrics
+from protloom_tasks import intervals, metrics, probes, residue_heads, residue_metrics
 from protloom_tasks.datasets.proteins import Labelled, Splits, without_duplicates
 from protloom_tasks.neighbours import NeighbourLabels
 from protloom_tasks.probe_options import ProbeOptions
@@ -95,6 +96,8 @@ def score(
         "test_residues_without_features": found.missing,
         "seed": seed,
     }
+    if math.isnan(scores.values[measure.metric]):
+        details["undefined"] = metrics.why_undefined(found.truth, found.output)
     return TaskResult(
         metric=measure.metric,
         value=scores.values[measure.metric],

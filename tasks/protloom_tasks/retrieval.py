@@ -204,7 +204,7 @@ class RetrievalTask(DefinedTask[RetrievalDefinition], _Retrieval):
             "kind": "retrieval, no training",
             "metric": f"Recall@10:{self._level}",
             "better": "higher",
-            "also": _names(*said.levels),
+            "also": tuple(name for name in _names(*said.levels) if name != f"Recall@10:{self._level}"),
             "definition": DEFINITION.format(level=self._level, item=said.item),
             "splits": f"none: each of the {said.item} searches all others",
             "probe": "none",
@@ -304,7 +304,7 @@ class SimRetrieval(_Retrieval):
             "kind": "retrieval, no training",
             "metric": self.main,
             "better": "higher",
-            "also": _names("fold"),
+            "also": tuple(name for name in _names("fold") if name != self.main),
             "definition": DEFINITION.format(level="fold", item="domains"),
             "splits": f"{self.config.queries} queries of {self.config.split} superfamilies search"
             f" {self.config.database} domains of training superfamilies, so a hit has another superfamily; a model"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from pydantic import Field
 from protloom.contracts import TaskResult
 from protloom.errors import UserError
 from protloom.scoring import percentile_interval
-from protloom_tasks import intervals, sequence_heads, sequence_metrics, sequence_probes
+from protloom_tasks import intervals, metrics, sequence_heads, sequence_metrics, sequence_probes
 from protloom_tasks.datasets import tables
 from protloom_tasks.datasets.proteins import draw
 from protloom_tasks.datasets.selection import sources
@@ -234,6 +235,8 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
             for name, metric in known.items()
             if name == main or not (many and name in sequence_metrics.SLOW)
         }
+        if math.isnan(values[main]):
+            details = {**details, "undefined": metrics.why_undefined(data.labels, output)}
         return TaskResult(
             metric=main,
             value=values[main],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from protloom.errors import UserError
 from protloom.scoring import percentile_interval
 from protloom.settings import Section
 from protloom.variants import METHODS, Method
-from protloom_tasks import intervals
+from protloom_tasks import intervals, metrics
 from protloom_tasks.datasets import assays
 from protloom_tasks.datasets.proteins import draw
 from protloom_tasks.definition import load_as
@@ -146,6 +147,8 @@ class VariantTask(DefinedTask[VariantDefinition]):
                 for name, of in all_metrics(truth, scores, functional, counts).items():
                     blocks[name].append(of)
         replicates = {name: np.concatenate(of) for name, of in blocks.items()}
+        if math.isnan(values[MAIN]):
+            details = {**details, "undefined": metrics.why_undefined(truth, scores)}
         return TaskResult(
             metric=MAIN,
             value=values[MAIN],

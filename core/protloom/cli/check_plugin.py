@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from protloom.cli import common
-from protloom.errors import UserError, did_you_mean
+from protloom.errors import UserError, did_you_mean, nearest
+from protloom.plugins import OWN
 
 if TYPE_CHECKING:
     from protloom.plugins import Registry
@@ -60,13 +61,22 @@ def _components(names: list[str], kind: str | None, registry: Registry) -> list[
         means = [c for plugin in plugins for c in plugin.components]
         means = means or [c for c in registry.components() if name in (c.name, c.full_name)]
         if not means:
-            known = {text for p in registry.plugins for text in (p.distribution, p.name)}
-            known |= {c.name for c in registry.components()}
-            raise UserError(f"there is no plugin or component {name!r}.{did_you_mean(name, known)}")
+            raise UserError(f"there is no plugin or component {name!r}.{_known(name, registry)}")
         found |= {(c.kind, c.full_name): c for c in means if c.kind in KINDS and kind in (None, c.kind)}
     if not found:
         raise UserError(f"{', '.join(names)}: nothing that there are checks for; there are for {', '.join(KINDS)}")
     return list(found.values())
+
+
+def _known(name: str, registry: Registry) -> str:
+    """Returns the nearest name, else all distributions: a list of components would hold ours alone."""
+    known = {text for p in registry.plugins for text in (p.distribution, p.name)}
+    guess = nearest(name, sorted(known | {c.name for c in registry.components()}))
+    if guess is not None:
+        return f" Did you mean {guess!r}?"
+    distributions = sorted({p.distribution for p in registry.plugins}, key=lambda d: (d == OWN, d))
+    offers = f" Installed are {', '.join(distributions)}; 'protloom plugins' lists what they offer."
+    return f"{offers} {registry.absent()}".rstrip()
 
 
 def _checked(component: Component, args: argparse.Namespace, registry: Registry) -> list[dict[str, Any]]:

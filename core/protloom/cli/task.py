@@ -94,6 +94,7 @@ def _status(card: Mapping[str, Any]) -> str:
 
 
 def _show(args: argparse.Namespace, registry: Registry) -> int:
+    from protloom.cli import task_tables
     from protloom.task import suite as task_suite
 
     chosen = task_suite.select([args.name], registry)
@@ -105,7 +106,7 @@ def _show(args: argparse.Namespace, registry: Registry) -> int:
         except UserError as error:
             failed[choice.name] = str(error)
     for name, reason in failed.items():
-        print(f"error: {name}: {reason}", file=sys.stderr)
+        print(f"error: {task_tables.fault([name], reason)}", file=sys.stderr)
     code = 1 if failed else 0
     if args.json:
         common.print_json(cards)
@@ -114,6 +115,10 @@ def _show(args: argparse.Namespace, registry: Registry) -> int:
         print(f"{'' if at == 0 else chr(10)}{name}")
         for key, value in card.items():
             _print_field(key, value, 2)
+    described = {choice.component for choice in chosen.choices if cards.get(choice.name, {}).get("options")}
+    if described:
+        name = described.pop() if len(described) == 1 else "NAME"
+        print(f"\n'protloom show task {name}' says what each option means.")
     return code
 
 

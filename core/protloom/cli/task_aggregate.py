@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
 
 from protloom.cli import common
@@ -64,7 +65,12 @@ def _print(table: Table) -> None:
         print()
         rows = [(one.subject, *(_shown(one.behind[m], "+") for m in metrics)) for one in behind if one.behind]
         common.print_table((f"{first} better than", *metrics), rows)
-    print("\n± is one standard error, from drawing the proteins of each type again.")
+    one_each = all(math.isnan(one.metrics[m].standard_error) for one in table.standings for m in metrics)
+    print(
+        "\nNo standard error: it is from drawing the proteins of each type again, and each type has one."
+        if one_each
+        else "\n± is one standard error, from drawing the proteins of each type again."
+    )
     for one in table.standings:
         for metric, found in one.metrics.items():
             if found.left_out:
@@ -84,6 +90,8 @@ def _assays(table: Table, kind: str) -> int:
 
 
 def _shown(found: Aggregate, sign: str = "") -> str:
+    if math.isnan(found.standard_error):
+        return f"{found.value:{sign}.3f}"
     return f"{found.value:{sign}.3f} ± {found.standard_error:.3f}"
 
 

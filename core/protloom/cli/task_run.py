@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, registry: Registry) -> int:
     )
     if sweep:
         for name, reason in chosen.unable.items():
-            print(f"error: {name}: {reason}", file=sys.stderr)
+            print(f"error: {task_tables.fault([name], reason)}", file=sys.stderr)
         code = task_sweep.run(chosen.choices, args, registry, _request(args, registry, folder))
         return 1 if chosen.unable else code
     built, unable = _build(chosen, args, registry)
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace, registry: Registry) -> int:
         if not args.json:
             task_tables.print_report(report)
         if report.error is not None:
-            print(f"error: {report.task}: {report.error}", file=sys.stderr)
+            print(f"error: {task_tables.fault([report.task], report.error)}", file=sys.stderr)
         found[report.task] = report
     reports = [found[name] for name in (*chosen.unable, *(choice.name for choice in chosen.choices))]
     _finish(args, reports, request)
@@ -149,6 +149,7 @@ def _folder(args: argparse.Namespace) -> ResultFolder | None:
 
 def _build(chosen: Selection, args: argparse.Namespace, registry: Registry) -> tuple[list[Built], list[Report]]:
     """Builds the tasks; those that cannot run are told at once, before a model is opened, and once a reason."""
+    from protloom.cli import task_tables
     from protloom.task import run as task_run
 
     built: list[Built] = []
@@ -163,7 +164,7 @@ def _build(chosen: Selection, args: argparse.Namespace, registry: Registry) -> t
                 traceback.print_exception(error)
             reasons.setdefault(str(error), []).append(choice.name)
     for reason, concerned in reasons.items():
-        print(f"error: {', '.join(concerned)}: {reason}", file=sys.stderr)
+        print(f"error: {task_tables.fault(concerned, reason)}", file=sys.stderr)
     unable = [task_run.Report(name, {}, error=reason) for reason, concerned in reasons.items() for name in concerned]
     return built, unable
 
@@ -258,4 +259,4 @@ def _finish(args: argparse.Namespace, reports: Sequence[Report], request: Reques
     if args.out.endswith(".json"):
         write_text(Path(args.out), json.dumps(plain(document(items=True)), indent=1, allow_nan=False) + "\n")
     if not args.json:
-        print(f"results: {args.out}")
+        task_tables.print_place(args.out)

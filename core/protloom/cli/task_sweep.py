@@ -48,6 +48,7 @@ def is_sweep(args: argparse.Namespace) -> bool:
 
 def run(choices: Sequence[Choice], args: argparse.Namespace, registry: Registry, request: Request) -> int:
     """Runs every task for every layer and pooling; returns 1 if one failed."""
+    from protloom.cli import task_tables
     from protloom.embedding import Embedder
     from protloom.embedding.layers import Sweep, parse_layers
     from protloom.task import run as task_run
@@ -64,7 +65,7 @@ def run(choices: Sequence[Choice], args: argparse.Namespace, registry: Registry,
         table, errors = _task(choice, sweep, pools, request, lambda c: task_run.build(c, registry, args.data_dir))
         failed += [choice.name] if errors else []
         for error in dict.fromkeys(errors):
-            print(f"error: {choice.name}: {error}", file=sys.stderr)
+            print(f"error: {task_tables.fault([choice.name], error)}", file=sys.stderr)
         if table:
             found.append(_record(choice.name, table))
             if not args.json:
@@ -72,7 +73,7 @@ def run(choices: Sequence[Choice], args: argparse.Namespace, registry: Registry,
     if args.json:
         common.print_json({"model": args.model, "seed": args.seed, "limit": args.limit, "sweeps": found})
     elif args.out is not None:
-        print(f"results: {args.out}")
+        task_tables.print_place(args.out)
     return 1 if failed else 0
 
 

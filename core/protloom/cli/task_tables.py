@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protloom.cli import common
@@ -15,7 +16,31 @@ LEGEND = (
     "Brackets are 95 % intervals. 'model minus this' compares both on the same resampled items: the model is 'better'"
     " where the whole interval lies above 0, 'worse' where it lies below, else the difference is 'undecided'."
 )
+SIZES = {
+    "train_proteins": "train proteins",
+    "test_proteins": "scored proteins",  # of whichever split is scored
+    "train_rows": "train rows",
+    "rows": "rows",
+    "queries": "queries",
+    "limit": "limit",
+    "seed": "seed",
+}
+"""Entries of a result's details that the head of a table shows, and what it calls them."""
 VALIDATION = "Validation was scored, which is what choices may use; --test scores the test split."
+
+
+def fault(names: Sequence[str], reason: str) -> str:
+    """Returns why tasks do not run; a reason that begins with the task's name (a file's) does not get it twice."""
+    lead = ", ".join(names)
+    return reason if reason.startswith((f"{lead}:", f"{Path(lead)}:")) else f"{lead}: {reason}"
+
+
+def print_place(out: str) -> None:
+    """Says where results are; nothing where every task failed and no folder was made."""
+    from protloom.task.results import HOME
+
+    if out.endswith(".json") or (Path(out) / HOME).is_dir():
+        print(f"results: {out}")
 
 
 def print_report(report: Report) -> None:
@@ -56,15 +81,20 @@ def print_legend(reports: Sequence[Report]) -> None:
 
 
 def _size(report: Report, details: Mapping[str, Any]) -> str:
-    words = ("train_proteins", "test_proteins", "train_rows", "rows", "queries", "limit", "seed")
-    told = [f"{word.replace('_', ' ')} {details[word]}" for word in words if details.get(word) is not None]
+    told = [f"{word} {details[key]}" for key, word in SIZES.items() if details.get(key) is not None]
     return ", ".join(([] if report.split is None else [f"split {report.split}"]) + told)
 
 
 def _notes(report: Report) -> Iterator[str]:
     from protloom.run.corpus import describe
+    from protloom.task import notes
     from protloom.task.results import LONG
 
+    first = report.entries[0].result
+    for entry in report.entries:
+        yield from notes.of_metric(entry.name, entry.result)
+    yield from notes.of_data(first.details)
+    yield from notes.of_subject(first.details)
     if any(entry.result.details.get("converged") is False for entry in report.entries):
         yield "a probe stopped before it converged; see 'converged' in --json"
     entry = report.entries[0]
@@ -99,5 +129,7 @@ def signed(value: float, interval: tuple[float, float], *, plus: bool) -> str:
     """Returns a value with its interval."""
     sign = "+" if plus else ""
     low, high = interval
+    if math.isnan(value):
+        return "undefined"
     ends = "no interval" if math.isnan(low) else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
     return f"{value:{sign}.3f} {ends}"

@@ -30,7 +30,8 @@ class TaskResult:
         replicates: ``[B]`` bootstrap replicates of ``value``. Every subject of a task is resampled by the same draws of
             items, so that the difference of two arrays is a paired bootstrap, whatever the metric.
         items: a hash of which items were scored and how they were drawn: results pair only where it is equal.
-        details: provenance: data hash, split sizes, probe, what was dropped.
+        details: provenance: data hash, split sizes, probe. Printed are, where they are not 0, ``left_out`` (rows by
+            reason) and the other counts of :mod:`protloom.task.notes`; ``undefined``, why ``value`` is NaN.
         intervals: 95 % bootstrap intervals of further metrics, by their names in ``metrics``.
         predictions: a table by columns, an entry an item: what was predicted for which item, so that metrics can be
             computed again without the model; empty where a task keeps none.

@@ -40,7 +40,7 @@ class Aggregate:
 
     Attributes:
         value: mean over selection types of the mean over proteins of the mean over a protein's assays.
-        standard_error: of ``value``, by the bootstrap.
+        standard_error: of ``value``, by the bootstrap; NaN where every selection type has one protein.
         selections: selection type -> its mean.
         assays: how many have a value.
         left_out: names of those that have none.
@@ -79,10 +79,12 @@ def aggregate(values: Iterable[AssayValue], *, seed: int = 0, draws: int = DRAWS
     }
     rng = np.random.default_rng(seed)
     drawn = [of[rng.integers(len(of), size=(draws, len(of)))].mean(axis=1) for of in proteins.values()]
+    # of one protein each, every draw is the same: 0 would claim that the mean is exact
+    alone = all(len(of) == 1 for of in proteins.values())
     selections = {kind: float(of.mean()) for kind, of in proteins.items()}
     return Aggregate(
         float(np.mean(list(selections.values()))),
-        float(np.mean(drawn, axis=0).std(ddof=1)),
+        float("nan") if alone else float(np.mean(drawn, axis=0).std(ddof=1)),
         selections,
         len(given) - len(left_out),
         left_out,

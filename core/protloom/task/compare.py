@@ -115,7 +115,8 @@ def find_records(source: str, warn: Callable[[str], None]) -> tuple[str, list[Re
     """Reads a folder of results.
 
     Args:
-        source: the folder, or ``FOLDER#SUBJECT`` for the results of one subject.
+        source: the folder, or ``FOLDER#SUBJECT`` for the results of one subject: its label, or where one subject alone
+            has it, the name that ``task run`` prints.
         warn: receives a line about a file that cannot be read.
 
     Returns:
@@ -131,10 +132,22 @@ def find_records(source: str, warn: Callable[[str], None]) -> tuple[str, list[Re
     records = ResultFolder(folder, warn).records()
     if not hash_:
         return path, records
+    label = _label(path, wanted, records)
+    return path, [r for r in records if r["subject"] == label]
+
+
+def _label(path: str, wanted: str, records: Sequence[Record]) -> str:
+    """Returns the subject that is meant; options beside the defaults (a layer) are in its label, not in its name."""
     labels = list(dict.fromkeys(r["subject"] for r in records))
-    if wanted not in labels:
+    if wanted in labels:
+        return wanted
+    named = list(dict.fromkeys(str(r["subject"]) for r in records if r.get("name") == wanted))
+    if len(named) > 1:
+        offers = ", ".join(f"'{path}#{label}'" for label in named)
+        raise UserError(f"{path}: {len(named)} subjects are called {wanted!r}; write one of {offers}")
+    if not named:
         raise UserError(f"{path}: no results of {wanted!r}.{did_you_mean(wanted, labels)}")
-    return path, [r for r in records if r["subject"] == wanted]
+    return named[0]
 
 
 def _refuse_other_splits(

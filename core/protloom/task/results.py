@@ -29,6 +29,7 @@ from protloom.data.streams import WriteError
 from protloom.errors import UserError
 from protloom.files import write_text
 from protloom.plain_data import plain
+from protloom.task import notes
 from protloom.task.run import TWIN, Entry, Report, against, intervals, number
 
 if TYPE_CHECKING:
@@ -50,6 +51,9 @@ LISTS = ("per_item", "replicates", "predictions")
 """Parts of a result that are long, and in no table."""
 LONG = ("cropped", "windowed", "skipped")
 """What may happen to sequences that are longer than the network sees at once."""
+
+
+_NO_LISTS: Record = {"per_item": (), "replicates": (), "predictions": {}}
 
 
 class ResultFolder:
@@ -289,8 +293,9 @@ def markdown(records: Sequence[Record]) -> str:
     lines: list[str] = []
     for split in dict.fromkeys(r["split"] for r in records):
         lines += [*_table(split, [r for r in records if r["split"] == split]), ""]
-    lines += ["Brackets are 95 % intervals over the items of the split.", *_notes(records)]
-    return "\n".join(lines) + "\n"
+    lines += ["Brackets are 95 % intervals over the items of the split.", ""]
+    lines += [f"- {note}" for note in _notes(records)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _table(split: str | None, records: Sequence[Record]) -> Iterator[str]:
@@ -327,8 +332,21 @@ def _notes(records: Sequence[Record]) -> Iterator[str]:
     limits = sorted({r["key"]["limit"] for r in records if r["key"]["limit"] is not None})
     if limits:
         yield f"At most {' or '.join(map(str, limits))} items of each split were used: a quick look."
+    yield from dict.fromkeys(line for record in records for line in _of_rows(record))
     for record in records:
         told = [f"{record['counts'][word]:,} {word}" for word in LONG if record["counts"].get(word)]
         if told and record["role"] == "model":
             size = record["identity"].get("max_length")
             yield f"{record['task']}, {record['subject']}: sequences over {size} residues: {', '.join(told)}."
+
+
+def _of_rows(record: Record) -> Iterator[str]:
+    """Yields what became of a result's rows; what is the same for every subject comes without the subject."""
+    where = record["task"] if record["split"] is None else f"{record['task']} ({record['split']})"
+    for line in notes.of_data(record["details"]):
+        yield f"{where}: {line}."
+    if record["role"] != "floor":
+        for line in notes.of_subject(record["details"]):
+            yield f"{where}, {record['subject']}: {line}."
+    for line in notes.of_metric(record["subject"], result_of({**record, **_NO_LISTS})):
+        yield f"{where}: {line}."
