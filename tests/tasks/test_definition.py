@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from protloom.contracts import HasSequences, Task
 from protloom.errors import UserError
 from protloom.plugins import Registry
+from protloom.task import suite as task_suite
 from protloom_tasks import definition, listing
 from protloom_tasks.definition import ENGINES, HOME, load, load_as
 from protloom_tasks.definition_kinds import ResidueDefinition, SequenceDefinition
@@ -133,6 +135,17 @@ def test_variants_fill_words_and_lay_keys_over(tmp_path: Path) -> None:
     assert load(f"{path}:far").definition == far.definition
 
 
+def test_a_variant_is_named_behind_its_file(tmp_path: Path, registry: Registry) -> None:
+    path = written(tmp_path, TEXT.replace("t.csv, where", '"{word}-{variant}.csv", where') + VARIANTS)
+    near, far = task_suite.select([f"{path}:near", f"{path}:far"], registry).choices
+    assert (near.name, far.name) == (f"{path}:near", f"{path}:far")  # so they do not meet in a folder of results
+    assert near.file == far.file == Path(path)
+    task = task_suite.build(near.component, registry, options=near.options)
+    assert task.card()["title"] == "points of close relatives"
+    with pytest.raises(UserError, match=r"nowhere\.yaml:near: there is no such file"):
+        task_suite.select([str(tmp_path / "nowhere.yaml:near")], registry)
+
+
 def test_variants_that_are_wrong(tmp_path: Path) -> None:
     path = written(tmp_path, TEXT + VARIANTS)
     with pytest.raises(UserError, match=r"mine\.yaml: has variants, choose one: near, far"):
@@ -150,6 +163,25 @@ def test_variants_that_are_wrong(tmp_path: Path) -> None:
 def test_a_file_is_read_anew(tmp_path: Path) -> None:
     assert load(written(tmp_path)).definition.title == "melting points"
     assert load(written(tmp_path, TEXT.replace("melting", "boiling"))).definition.title == "boiling points"
+
+
+def test_every_kind_has_an_example_that_is_run() -> None:
+    """test_docs runs the page; what it defines there has every kind."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "task_definitions.md").read_text()
+    assert set(re.findall(r"\bkind: ([a-z-]+)", text)) >= set(ENGINES)
+    run = " ".join(re.findall(r"^protloom task run (.*(?:(?<=\\)\n.*)?)$", text, re.M))
+    for name in re.findall(r"^# file: (\S+)$", text, re.M):
+        assert name in run, f"{name} is defined and not run"
+
+
+def test_all_keys_are_told(tmp_path: Path) -> None:
+    """A key that resembles none: what is meant may be any of them, so none is cut."""
+    text = TEXT.replace("kind: regression", "kind: retrieval")
+    with pytest.raises(UserError, match=r"splits: unknown key\. Known: .*") as caught:
+        load(written(tmp_path, text))
+    (line,) = [line for line in str(caught.value).splitlines() if "splits" in line]
+    assert {"rows", "levels", "level", "item", "id", "title"} <= set(re.findall(r"\w+", line.partition("Known")[2]))
+    assert "more)" not in line
 
 
 def test_a_kind_needs_its_own_task(tmp_path: Path) -> None:

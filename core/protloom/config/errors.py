@@ -86,7 +86,8 @@ def _nearest_key(path: Path, model: type[BaseModel], also: Collection[str], unde
         known = {**deeper, **{name: name for name in also}, **known}
     guess = nearest(key, known)
     if guess is None:
-        return did_you_mean(key, [name for name, full in known.items() if name == full])
+        beside = [name for name, full in known.items() if name == full]
+        return did_you_mean(key, beside, most=len(beside))  # the one that is meant may be any of them
     return f" Did you mean {'.'.join(map(str, (*under, *parent, known[guess])))!r}?"
 
 

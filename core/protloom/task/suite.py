@@ -195,24 +195,27 @@ def _add(found: dict[str, Choice], choice: Choice) -> None:
 
 def _of_file(name: str, registry: Registry) -> Choice | None:
     """Returns the task that is made of a file, None where the name is no file's."""
+    file, colon, part = name.rpartition(":")  # what a file holds may be named behind it: tasks.yaml:far
+    if not Path(file).suffix:
+        file, colon, part = name, "", ""
     offers = [
         (component, option)
         for component in registry.components("task")
         if isinstance(component.spec, TaskSpec)
         for ending, option in component.spec.files.items()
-        if name.endswith(ending)
+        if file.endswith(ending)
     ]
     offers = [offer for offer in offers if offer[0].builtin] or offers
     if len(offers) > 1:
         raise UserError(f"{name}: {' and '.join(c.full_name for c, _ in offers)} both make tasks of such files")
     if not offers:
-        if name.endswith((".yaml", ".yml")):
+        if file.endswith((".yaml", ".yml")):
             raise UserError(f"{name}: no installed plugin makes tasks of such files; see 'protloom plugins'")
         return None
-    (component, option), path = offers[0], Path(name).expanduser()
+    (component, option), path = offers[0], Path(file).expanduser()
     if not path.is_file():
         raise UserError(f"{name}: there is no such file")
-    return Choice(name, component.full_name, {option: str(path)}, file=path)
+    return Choice(name, component.full_name, {option: f"{path}{colon}{part}"}, file=path)
 
 
 # ---------------------------------------------------------------------------------------------------------- suites
