@@ -164,7 +164,7 @@ def _result(
         per_item=total[count > 0] / count[count > 0],
         replicates=replicates[MAIN],
         items=intervals.fingerprint(task, (protein.id for protein in test), seed),
-        details=details,
+        details={**details, "per_item_is": f"mean {MAIN} of the proteins of each of the {unit}, in alphabetical order"},
         intervals={name: percentile_interval(of) for name, of in replicates.items()},
         predictions={
             "protein": [protein.id for protein in test],

@@ -100,7 +100,7 @@ def named(path: str) -> Any:
 class Table(Section):
     """Rows of one file."""
 
-    file: str = Field(description="CSV, TSV, JSON, JSONL or FASTA, may be .gz; below the data folder")
+    file: str = Field(description="CSV, TSV, JSON or JSONL, may be .gz; below the data folder")
     where: dict[str, list[str]] = Field(default={}, description="Column: the values that a row of this split has")
     columns: list[str] | dict[str, str | None] = Field(
         default={},

@@ -29,6 +29,7 @@ class TableDefinition(Definition):
 
     sequence: list[str] = Field(min_length=1, description="Column of the sequence; of several, joined in this order")
     fasta: list[str] = Field(default=[], description="FASTA files; columns of sequences then hold their ids")
+    id: str | None = Field(default=None, description="Column of names; default: FASTA ids, else the file and line")
 
     @field_validator("sequence", "fasta", mode="before")
     @classmethod
@@ -157,6 +158,8 @@ class SequenceDefinition(SplitDefinition):
         yield self.label.column
         if self.partner:
             yield self.partner
+        if self.id:
+            yield self.id
 
 
 class ResidueLabel(Section):
@@ -183,7 +186,6 @@ class ResidueDefinition(SplitDefinition):
 
     kind: ResidueKind = Field(description="What a residue's label is: a class or a number")
     label: ResidueLabel = Field(description="How labels are read")
-    id: str | None = Field(default=None, description="Column of names; default: split and number")
     accuracy: str = Field(default="accuracy", description="What the share of right classes is called, such as Q3")
 
     @model_validator(mode="after")

@@ -31,6 +31,10 @@ UNKNOWN = "-"
 """Stands in saved predictions for a residue that has no label, or no features."""
 
 
+PER_ITEM = {True: "share of right classes among the residues", False: "mean absolute error over the residues"}
+"""What is kept of every item, where labels are classes or not."""
+
+
 class ProbeConfig(ProbeOptions):
     """Options of a residue probe."""
 
@@ -95,6 +99,7 @@ def score(
         "test_residues": len(found.truth),
         "test_residues_without_features": found.missing,
         "seed": seed,
+        "per_item_is": f"{PER_ITEM[bool(measure.states)]} of each of the {unit}, in alphabetical order",
     }
     if math.isnan(scores.values[measure.metric]):
         details["undefined"] = metrics.why_undefined(found.truth, found.output)

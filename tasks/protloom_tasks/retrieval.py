@@ -137,7 +137,13 @@ def summarise(
         per_item=total / count,
         replicates=replicates,
         items=intervals.fingerprint(task, items, seed),
-        details={**details, "queries": len(succeeded), "eligible_queries": int(able.sum()), "seed": seed},
+        details={
+            **details,
+            "queries": len(succeeded),
+            "eligible_queries": int(able.sum()),
+            "seed": seed,
+            "per_item_is": f"share of queries with a hit ({main}) of each of the {unit}, in the order of the table",
+        },
     )
 
 

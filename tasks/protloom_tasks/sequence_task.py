@@ -52,6 +52,15 @@ DEFINITIONS: Mapping[str, str] = {
 """What the main metrics are."""
 
 
+PER_ITEM: Mapping[str, str] = {
+    "regression": "absolute error",
+    "binary": "0 where the class is right, 1 where it is wrong",
+    "multiclass": "0 where the class is right, 1 where it is wrong",
+    "multilabel": "share of labels that are decided wrongly",
+}
+"""What is kept of every item: how wrong it is, since most of the main metrics are no means over items."""
+
+
 class SequenceConfig(ProbeOptions):
     """Options of a task on whole sequences."""
 
@@ -156,6 +165,8 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
             "rows": len(data.scored),
             "without_features": {"train": int((~found.usable).sum()), "scored": int((~found.present).sum())},
             "seed": seed,
+            **told(kind := self.definition.kind, data.classes, sequence_heads.effective(self.config.probe, subject)),
+            "per_item_is": f"{PER_ITEM[kind]}; mean over the rows of each of the {self._unit()}, in alphabetical order",
         }
         return self._result(data, found.output, details, seed)
 
@@ -267,9 +278,23 @@ def _errors(kind: str, truth: NDArray[Any], output: NDArray[np.float64]) -> NDAr
     return (sequence_metrics.decisions(output) != truth).astype(np.float64)
 
 
+def told(kind: str, classes: Sequence[str], probe: str) -> Mapping[str, str]:
+    """Returns in words what the columns ``output`` and ``score CLASS`` of the predictions are."""
+    if kind == "regression":
+        return {"output_is": "the predicted label"}
+    score = "share of {} among the neighbours, less one half" if probe == "knn" else "log-odds of {}"
+    if kind == "binary":
+        return {"output_is": f"{score.format(repr(classes[1]))}; above 0 it is decided for"}
+    if kind == "multilabel":
+        return {"output_is": "the labels whose score is above 0", "score_is": score.format("each label")}
+    own = "share of each class among the neighbours" if probe == "knn" else "linear score of each class"
+    return {"output_is": "the class with the highest score", "score_is": own}
+
+
 def _predictions(data: _Data, output: NDArray[np.float64]) -> Mapping[str, Sequence[Any]]:
     """Returns a table of what was predicted, a row a sequence."""
-    table: dict[str, Sequence[Any]] = {"sequence": [row.sequence for row in data.scored]}
+    table: dict[str, Sequence[Any]] = {"id": [row.name for row in data.scored]}
+    table |= {"sequence": [row.sequence for row in data.scored]}
     if any(row.partner for row in data.scored):
         table["partner"] = [row.partner for row in data.scored]
     table["label"] = [list(row.value) if isinstance(row.value, tuple) else row.value for row in data.scored]
@@ -279,4 +304,8 @@ def _predictions(data: _Data, output: NDArray[np.float64]) -> Mapping[str, Seque
         table["output"] = [data.classes[i] for i in output.argmax(axis=1).tolist()]
     else:
         table["output"] = [[data.classes[i] for i in np.flatnonzero(row > 0).tolist()] for row in output]
+    if output.ndim == 2:
+        for name, column in zip(data.classes, output.T.tolist(), strict=False):  # of classes that training holds
+            # a task may have a thousand classes; the digits that are cut change no rank that means anything
+            table[f"score {name}"] = [float(f"{score:.5g}") for score in column]
     return table

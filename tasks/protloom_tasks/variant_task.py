@@ -125,6 +125,7 @@ class VariantTask(DefinedTask[VariantDefinition]):
             "selection": self.definition.selection,
             "limit": limit,
             "seed": seed,
+            "per_item_is": "mean error of the ranks of each set's variants, as a share of all ranks",
         }
         return self._result(variants, assay.measured[chosen], assay.functional[chosen], scores, details, seed)
 

@@ -121,6 +121,72 @@ def test_classes_unseen_in_training_and_rows_without_features_are_counted(tmp_pa
     )
 
 
+def by_class(result: TaskResult) -> tuple[list[str], np.ndarray]:
+    """Returns the classes that predictions have scores of, and the scores, a column a class."""
+    names = [name.removeprefix("score ") for name in result.predictions if name.startswith("score ")]
+    return names, np.array([result.predictions[f"score {name}"] for name in names]).T
+
+
+@pytest.mark.parametrize("probe", ["lbfgs", "knn"])
+def test_metrics_can_be_computed_again_from_what_is_kept(tmp_path: Path, probe: str) -> None:
+    """Also those that ask for the scores of all classes, by another implementation; rows keep file and line."""
+    sequences, x, table = drawn()
+    y = [f"c{i}" for i in np.digitize(x[:, 0], [-0.5, 0.5]).tolist()]
+    result = make(tmp_path, "multiclass", list(zip(sequences, y, SPLITS, strict=True)), split="test", probe=probe).run(
+        Told(table)
+    )
+    names, scores = by_class(result)
+    assert names == ["c0", "c1", "c2"]
+    aucs = [roc_auc_score([label == name for label in y[90:]], scores[:, i]) for i, name in enumerate(names)]
+    assert result.metrics["OvR AUC"] == pytest.approx(np.mean(aucs), abs=1e-3)
+    assert [names[i] for i in scores.argmax(axis=1)] == result.predictions["output"]
+    assert result.predictions["id"][:2] == ["t.csv:92", "t.csv:93"]
+    lines = (tmp_path / "t.csv").read_text().splitlines()
+    for name, sequence in zip(result.predictions["id"], result.predictions["sequence"], strict=True):
+        assert lines[int(name.partition(":")[2]) - 1].startswith(f"{sequence},")
+    assert ("share of each class" in result.details["score_is"]) == (probe == "knn")
+
+
+def test_fmax_can_be_computed_again_and_rows_have_their_ids(tmp_path: Path) -> None:
+    sequences, x, table = drawn()
+    names = np.array(["a", "b", "c"])
+    labels = [";".join(names[row]) for row in x[:, :3] > 0.3]
+    rows = [(s, y, p, f"p{i}") for i, (s, y, p) in enumerate(zip(sequences, labels, SPLITS, strict=True))]
+    extra = "label: {column: y, separator: ';'}\nid: g\nmetric: Fmax\n"
+    (tmp_path / "t.yaml").write_text(TEXT.format(kind="multilabel").replace("label: y\n", extra))
+    make_rows = ["s,y,p,g", *(",".join(row) for row in rows)]
+    (tmp_path / "t.csv").write_text("\n".join(make_rows) + "\n")
+    result = SequenceTask(SequenceConfig(definition=str(tmp_path / "t.yaml"), split="test")).run(Told(table))
+    assert result.predictions["id"] == [f"p{i}" for i in range(90, 120)]
+    known, scores = by_class(result)
+    truth = np.array([[name in of for name in known] for of in result.predictions["label"]])
+    best = 0.0
+    for threshold in np.unique(scores):
+        chosen = scores >= threshold
+        some = chosen.any(axis=1)
+        right = (chosen & truth).sum(axis=1)
+        precision = (right[some] / chosen[some].sum(axis=1)).mean()
+        recall = (right / np.maximum(truth.sum(axis=1), 1))[truth.any(axis=1)].mean()
+        best = max(best, 2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+    assert result.value == pytest.approx(best, abs=0.03)  # thresholds of the task are a grid
+    assert result.details["per_item_is"].startswith("share of labels that are decided wrongly")
+
+
+def test_what_the_output_of_two_classes_is(tmp_path: Path) -> None:
+    sequences, x, table = drawn()
+    y = np.where(x[:, 0] > 0, "binder", "other")
+    rows = list(zip(sequences, y.tolist(), SPLITS, strict=True))
+    extra = "label: {column: y, positive: binder}\n"
+    task = make(tmp_path, "binary", rows, split="test")
+    (tmp_path / "t.yaml").write_text(TEXT.format(kind="binary").replace("label: y\n", extra))
+    result = SequenceTask(task.config).run(Told(table))
+    assert result.details["output_is"] == "log-odds of 'binder'; above 0 it is decided for"
+    decided = np.array(result.predictions["output"]) > 0
+    assert np.mean(decided == (y[90:] == "binder")) == result.metrics["accuracy"]
+    wrong = dict(zip(sequences[90:], (decided != (y[90:] == "binder")).astype(float), strict=True))
+    assert result.per_item.tolist() == [wrong[s] for s in sorted(wrong)]
+
+
 def test_several_labels_a_row(tmp_path: Path) -> None:
     sequences, x, table = drawn()
     names = np.array(["a", "b", "c"])

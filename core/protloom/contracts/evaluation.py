@@ -26,7 +26,7 @@ class TaskResult:
         n: number of items scored; ``unit`` names them.
         metrics: all metrics.
         per_item: ``[items]`` the metric of each resampled item (protein, query); where the metric is no mean over items
-            (a correlation, an AUC), how wrong each item is.
+            (a correlation, an AUC), how wrong each item is. What it is stands in ``details`` under ``per_item_is``.
         replicates: ``[B]`` bootstrap replicates of ``value``. Every subject of a task is resampled by the same draws of
             items, so that the difference of two arrays is a paired bootstrap, whatever the metric.
         items: a hash of which items were scored and how they were drawn: results pair only where it is equal.

@@ -69,7 +69,7 @@ def _items(reader: Reader, split: Split, definition: ResidueDefinition, first: i
         if "*" in sequence:
             raise UserError(f"{where}: a sequence holds '*', which has no residue to label; cut it out of both")
         labels = _labels(cells, definition.label, number, len(sequence), where)
-        name = text_of(cells, definition.id, where) if definition.id else f"{split}-{at + 1}"
+        name = reader.name_of(cells, definition.sequence, where)
         group = text_of(cells, definition.group, where) if definition.group else sequence
         keys = tuple(
             (text_of(cells, column, where) if (column := carve.by or definition.group) else sequence,)

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from protloom.data.fasta import read_fasta
@@ -121,6 +122,15 @@ class Reader:
             odd = next(c for c in plain if not (c.isascii() and c.isalpha()))
             raise UserError(f"{where}: a sequence holds {odd!r}; residues are letters")
         return letters
+
+    def name_of(self, cells: Cells, columns: Sequence[str], where: str) -> str:
+        """Returns what a result calls a row: its id, those of the FASTA file in these columns, or its file and line."""
+        if self._definition.id:
+            return text_of(cells, self._definition.id, where).strip()
+        if self._definition.fasta:
+            return "+".join(text_of(cells, column, where).strip() for column in columns)
+        file, _, place = where.rpartition(", ")
+        return f"{PurePath(file).name}:{place.split()[-1]}"  # as compilers name a line: short, and still to be found
 
     def _of_id(self, name: str, where: str) -> str:
         if self._by_id is None:

@@ -35,12 +35,14 @@ class Row:
         partner: the second one of a pair, else empty.
         value: its label.
         group: rows of one group are resampled together.
+        name: its id, or file and line.
     """
 
     sequence: str
     partner: str
     value: Value
     group: str
+    name: str = ""
 
     @property
     def identity(self) -> frozenset[str]:
@@ -115,7 +117,9 @@ def _items(reader: Reader, tables: Sequence[Table], definition: SequenceDefiniti
             counts["no sequence"] += 1
             continue
         group = text_of(cells, definition.group, where) if definition.group else sequence + partner
-        yield Item(Row(sequence, partner, value, group), _keys(cells, definition, sequence, partner, where), number)
+        name = reader.name_of(cells, [*definition.sequence, *filter(None, [definition.partner])], where)
+        keys = _keys(cells, definition, sequence, partner, where)
+        yield Item(Row(sequence, partner, value, group, name), keys, number)
 
 
 def _keys(
