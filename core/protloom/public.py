@@ -43,6 +43,7 @@ PUBLIC: Mapping[str, Mapping[str, Names]] = {
         "protloom.kernels": ("choose", "told"),
         "protloom.weights": ("Pretrained", "load_pretrained"),
         "protloom.embedding": ("Embedder",),
+        "protloom.task": ("open_task",),
         "protloom.likelihood": ("Place", "Reader", "refuse_untrained"),
         "protloom.variants.scores": ("Scores", "score_variants"),
         "protloom.generators": ("choose", "generate"),

@@ -108,8 +108,8 @@ class TaskSpec(Spec):
         tags: words to choose it by, such as ``per-residue`` or ``simulated``.
         options: options of ``config`` that make this variant, as ``sizes`` do for an architecture.
         files: endings of file names and the option of ``config`` that receives the path. A task with any is no task of
-            its own: it makes one of each such file that a user names, ``task run my.yaml``; what is named behind a colon,
-            ``my.yaml:far``, goes along.
+            its own: it makes one of each such file that a user names, ``task run my.yaml``; what is named behind a
+            colon, ``my.yaml:far``, goes along.
     """
 
     kind: ClassVar[str] = "task"
