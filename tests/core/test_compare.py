@@ -195,6 +195,12 @@ def test_an_edited_recipe_does_not_go_on(
         with pytest.raises(UserError, match=f"^{out} holds a comparison with another {says}.*: choose another --out"):
             again(text)
     assert (out / RECIPES).read_text() == kept
+    both["recipes"]["latent"] = {"set": ["objective=mlm", "optimizer.lr=0.002"]}
+    with pytest.raises(UserError, match=r"another recipes\.latent\.set\.1 \(unset, now optimizer\.lr=0\.002\)"):
+        again("objective: {name: mlm, mask_rate: 0.2}\n")
+    both["recipes"]["latent"] = {"set": ["objective=mlm"]}
+    recipe.write_text("{objective: {name: mlm, mask_rate: 0.2}, optimizer: {lr: 0.5}}\n")
+    load(tmp_path, small_fasta, registry, **both)
     words = ["compare", str(tmp_path / "compare.yaml"), "--out", str(out)]
     assert main(words) == 2  # before anything is trained
     assert capsys.readouterr().err.count("\n") == 1
@@ -284,7 +290,8 @@ def test_a_task_that_fails_in_the_middle_stops_nobody(
         patched.setattr(SimContact, "run", broken)
         assert main(["compare", str(path), "--out", str(out)]) == 1
     told = capsys.readouterr()
-    assert "error: sim-contact: plain-s0@1: RuntimeError: out of (a bug in protloom/sim-contact" in told.err
+    assert "error: sim-contact: plain-s0@1: RuntimeError: out of luck, at " in told.err
+    assert " in protloom (a bug in protloom/sim-contact" in told.err
     assert "latent against plain, 1 task:" in told.out
     assert "## Failed" in (out / "report.md").read_text()
     assert main(["compare", str(path), "--out", str(out)]) == 0  # tried again
@@ -368,7 +375,7 @@ def test_undefined_numbers_are_told_and_in_no_mean(tmp_path: Path) -> None:
     assert arms["b"]["differences"]["few"]["verdict"] == "undecided"
     text = tables.markdown(found)
     assert f"- caution: {found['undefined'][0]}" in text
-    assert "| few | mean | 0.5000 | +0.0000 no interval undecided {+0.0000} |" in text
+    assert "| few | mean | 1 | 0.5000 | +0.0000 no interval undecided {+0.0000} |" in text
     assert "| t | floor:one | undefined | no interval |" in text
     assert "few,mean,0.5,0.0,,,undecided," in tables.csv_text(found)
     assert json.loads(json.dumps(plain(found), allow_nan=False))["tasks"]["t"]["references"] == {

@@ -99,7 +99,8 @@ def test_a_failure_is_kept_until_it_succeeds(tmp_path: Path, toys: Path, monkeyp
     out = tmp_path / "out"
     plan = planned("toy:broken", "toy:plain")
     (line,) = evaluation(plan, out).model("a-s0@3", MODEL)
-    assert line.startswith("toy:broken: a-s0@3: ValueError: two (a bug in toy-tasks/toy:broken ")
+    assert line.startswith("toy:broken: a-s0@3: ValueError: two lines, at ")
+    assert " in toy-tasks (a bug in toy-tasks/toy:broken " in line
     assert list(read_failures(out).values()) == [line]
     assert computed(toys) == ["broken a-s0@3", "plain a-s0@3"]
     toytasks = importlib.import_module("toytasks")

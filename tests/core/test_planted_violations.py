@@ -148,6 +148,12 @@ class Detached(Plain):
         return nn.functional.cross_entropy(self.head(states), prepared["targets"], reduction="none")
 
 
+class TrainsTheHeadAlone(Plain):
+    def each(self, model: Any, passes: Any, prepared: Any) -> Any:
+        logits = model.logits(passes.encoded.last[prepared["index"]].detach())
+        return nn.functional.cross_entropy(logits, prepared["targets"], reduction="none")
+
+
 class NothingFromNothing(Plain):
     def loss(self, model: Any, passes: Any, prepared: Any, ctx: Any) -> Any:
         if not len(prepared["index"]):
@@ -260,6 +266,11 @@ def test_the_kit_finds_a_planted_mistake(promise: str) -> None:
 def test_a_component_that_is_no_such_thing(factory: Any, says: str) -> None:
     found = broken("objective", ObjectiveSpec(name="bad", factory=factory))
     assert any(says in told for told in found.values()), found
+
+
+def test_a_loss_that_trains_the_head_alone_is_found() -> None:
+    found = broken("objective", ObjectiveSpec(name="bad", factory=TrainsTheHeadAlone))
+    assert "only its head has a gradient (network." in found["gradients-reach-the-network"]
 
 
 def test_a_heavy_import_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

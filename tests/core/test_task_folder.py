@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def test_failures_do_not_stop_the_others(tmp_path: Path, capsys: Capture) -> Non
     assert run("toy:broken", "toy:missing", "toy:plain", "--out", str(out)) == 1
     err = capsys.readouterr().err
     assert "error: toy:missing: no file toy.txt" in err
-    assert "error: toy:broken: ValueError: two (a bug in toy-tasks/toy:broken 1.0; --debug shows where)" in err
+    assert re.search(r"error: toy:broken: ValueError: two.* \(a bug in toy-tasks/toy:broken 1\.0; --debug shows", err)
     assert "2 of 3 tasks failed: toy:broken, toy:missing" in err
     assert "Traceback" not in err
     assert {task for task, _ in records(out)} == {"toy:plain"}

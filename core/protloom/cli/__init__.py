@@ -232,8 +232,10 @@ def _report(error: BaseException, *, debug: bool) -> int:
     elif isinstance(error, OSError):
         line, code = f"error: {_explain_os_error(error)}", IO_ERROR
     else:
+        from protloom.plugins.blame import explain
+
         advice = "" if debug else " (run with --debug for the traceback)"
-        line, code = f"internal error: {type(error).__name__}: {_joined(error)}{advice}", INTERNAL_ERROR
+        line, code = f"internal error: {explain(error)}{advice}", INTERNAL_ERROR
     if os.environ.get("RANK", "0") != "0":
         line = _as_second_voice(line)
     print(line, file=sys.stderr)

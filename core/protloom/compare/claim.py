@@ -49,10 +49,11 @@ def claim(folder: Path, planned: Plan) -> None:
 
 def _refuse_other_options(path: Path, stated: Mapping[str, Any]) -> None:
     # a folder that says nothing of split and precision was made when tasks scored their test split, in fp32
-    before = {"split": "test", "precision": "fp32", **_read(path)}
-    for key in sorted(stated):
-        if before.get(key) != stated[key] and key not in ADAPTABLE:
-            raise _another(path.parent, key, before.get(key), stated[key])
+    before = changes.leaves({"split": "test", "precision": "fp32", **_read(path)})
+    now = changes.leaves(dict(stated))
+    for key in sorted({**before, **now}):
+        if before.get(key) != now.get(key) and not changes.under(key, ADAPTABLE):
+            raise _another(path.parent, key, before.get(key), now.get(key))
 
 
 def keep_recipes(folder: Path, planned: Plan, registry: Registry) -> None:
@@ -118,11 +119,11 @@ def _completed(document: Mapping[str, Any], registry: Registry) -> Mapping[str, 
 
 def _another(folder: Path, key: str, before: Any, now: Any) -> UserError:
     return UserError(
-        f"{folder} holds a comparison with another {key} ({_short(before)}, now {_short(now)}): choose another --out, "
+        f"{folder} holds a comparison with another {key} ({_shown(before)}, now {_shown(now)}): choose another --out, "
         "or take the change back"
     )
 
 
-def _short(value: Any) -> str:
-    text = str(value)
+def _shown(value: Any) -> str:
+    text = "unset" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -17,7 +17,7 @@ from protloom.allocator import keep_freed_memory
 from protloom.compare.plan import Plan
 from protloom.errors import UserError
 from protloom.files import write_text
-from protloom.plugins.loader import one_line
+from protloom.plugins.blame import explain
 from protloom.task import run as task_run
 from protloom.task import suite as task_suite
 from protloom.task.results import HOME, ResultFolder
@@ -89,7 +89,7 @@ class Evaluation:
         except Exception as error:  # a model that cannot be opened costs no other one
             if self._debug:
                 traceback.print_exc()
-            told = str(error) if isinstance(error, UserError) else one_line(error)
+            told = str(error) if isinstance(error, UserError) else explain(error)
             return [self._failed(Asked(who, name), told) for name in self.tasks()]
         lines = []
         for name in self.tasks():

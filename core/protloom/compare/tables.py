@@ -92,11 +92,12 @@ def _tables(analysis: Analysis) -> Iterator[str]:
         yield f"## After {point['point']:g} {unit}"
         yield ""
         others = [arm for arm in analysis["arms"] if arm != analysis["baseline"]]
-        yield from _row(["task", "metric", analysis["baseline"], *(f"Δ {arm}" for arm in others)])
-        yield from _row(["---"] * (3 + len(others)))
+        yield from _row(["task", "metric", "n", analysis["baseline"], *(f"Δ {arm}" for arm in others)])
+        yield from _row(["---"] * (4 + len(others)))
         for task, facts in analysis["tasks"].items():
             base = point["arms"][analysis["baseline"]]["values"].get(task)
-            cells = [task, str(facts["metric"]), "–" if base is None else f"{base['mean']:.4f}"]
+            n = f"{facts['n']:,}" if "n" in facts else "–"
+            cells = [task, str(facts["metric"]), n, "–" if base is None else f"{base['mean']:.4f}"]
             for arm in others:
                 difference = point["arms"][arm]["differences"].get(task)
                 cells.append("–" if difference is None else _interval(difference))
@@ -111,7 +112,7 @@ def _tables(analysis: Analysis) -> Iterator[str]:
                 numbers = [f"{counts['margin']:g}", *(str(counts[key]) for key in ("wins", "losses", "ties"))]
                 yield from _row([arm, *numbers, _p(counts["sign_test_p"]), *tests])
         yield ""
-    yield "Δ is the mean over seeds; brackets are 95 % intervals over test items, braces the single seeds."
+    yield "Δ is the mean over seeds; brackets are 95 % intervals over the n scored items, braces the single seeds."
     yield ""
     yield from _references(analysis)
 

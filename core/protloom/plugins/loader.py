@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 GROUP = "protloom"
 """The entry point group of plugins."""
+LONGEST = 400
+"""Characters that are told of the message of an exception."""
 OWN = "protloom"
 """The distribution whose components bare names always mean."""
 
@@ -176,9 +178,10 @@ def normalise(distribution: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """Returns ``Type: message`` of an exception, its first line only."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    """Returns ``Type: message`` of an exception, its lines joined and cut where they are many."""
+    told = " ".join(str(error).split())
+    told = told if len(told) <= LONGEST else f"{told[: LONGEST - 3]}..."
+    return f"{type(error).__name__}: {told}" if told else type(error).__name__
 
 
 def a_or_an(name: str) -> str:
@@ -198,7 +201,7 @@ def find_plugins(entry_points: Iterable[metadata.EntryPoint] | None, disabled: C
         disabled: names of distributions, entry points, or ``distribution:entrypoint``.
     """
     problems: list[PluginInfo] = []
-    found = list(entry_points) if entry_points is not None else _installed(problems)
+    found = list(entry_points) if entry_points is not None else installed(problems)
     stubs = sorted(((_stub(point), point) for point in found), key=lambda pair: (pair[0].distribution, pair[0].name))
     plugins: list[PluginInfo] = []
     for stub, point in stubs:
@@ -220,7 +223,7 @@ def is_named(plugin: PluginInfo, names: Iterable[str]) -> bool:
     return False
 
 
-def _installed(problems: list[PluginInfo]) -> list[metadata.EntryPoint]:
+def installed(problems: list[PluginInfo]) -> list[metadata.EntryPoint]:
     """Returns the installed entry points of our group; unreadable declarations are appended to ``problems``.
 
     ``importlib.metadata.entry_points`` would stop at one malformed file of any distribution, so each is read alone.

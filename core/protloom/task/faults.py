@@ -11,7 +11,7 @@ import numpy as np
 from protloom.contracts import Task, TaskResult
 from protloom.errors import UserError
 from protloom.plain_data import plain
-from protloom.plugins.loader import one_line
+from protloom.plugins.blame import explain
 
 if TYPE_CHECKING:
     from protloom.plugins.loader import Component
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 def bug(what: str, component: str) -> str:
     """Says that something is for the author of a component, ``distribution/name version``, to mend."""
-    return f"{what} (a bug in {component}; --debug shows where)"
+    return f"{what} (a bug in {component}; --debug shows the traceback)"
 
 
 def title(component: Component) -> str:
@@ -40,7 +40,7 @@ def asked(component: Component, call: Callable[[], T]) -> T:
     except (UserError, OSError):
         raise
     except Exception as error:  # a bug of one task must not cost the others
-        raise UserError(bug(one_line(error), title(component))) from error
+        raise UserError(bug(explain(error), title(component))) from error
 
 
 def made(component: Component, options: Any) -> Task:

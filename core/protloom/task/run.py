@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from protloom import __version__, provenance
 from protloom.errors import UserError, did_you_mean
-from protloom.plugins.loader import one_line
+from protloom.plugins.blame import explain
 from protloom.run import corpus as run_corpus
 from protloom.scoring import Difference, paired_difference
 from protloom.task import faults as task_faults
@@ -213,7 +213,7 @@ def run(built: Built, request: Request) -> Report:
     except Exception as error:  # a bug in one task must not cost the others
         if request.debug:
             traceback.print_exc()
-        told = task_faults.bug(one_line(error), built.component)
+        told = task_faults.bug(explain(error), built.component)
         return Report(built.name, built.card, entries, told, built.split)
     return Report(built.name, built.card, entries, split=built.split)
 

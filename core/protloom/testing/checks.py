@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from protloom.errors import UserError
-from protloom.plugins.loader import one_line
+from protloom.plugins.blame import explain
 
 if TYPE_CHECKING:
     from protloom.plugins import Component, Registry
@@ -81,7 +81,7 @@ class Check:
         except UserError as error:
             raise Violation(f"{label}: {str(error).removeprefix(f'{label}: ')}") from error
         except Exception as error:
-            raise Violation(f"{label} failed while this was checked: {self.promise} {one_line(error)}") from error
+            raise Violation(f"{label} failed while this was checked: {explain(error)}") from error
 
     def __str__(self) -> str:
         return self.name.replace("_", "-")

@@ -204,7 +204,10 @@ def gradients_reach_the_network(request: Request) -> None:
     for name, grad in grads.items():
         require(grad is None or bool(grad.isfinite().all()), f"The gradient of {name} is not finite.")
     moved = [name for name, grad in grads.items() if grad is not None and bool(grad.abs().sum() > 0)]
-    require(any(name.startswith("network.") for name in moved), "No parameter of the network has a gradient.")
+    ours = {name for name in moved if name.startswith("network.")}
+    require(bool(ours), "No parameter of the network has a gradient.")
+    beyond = ours - _of_the_head(made)
+    require(bool(beyond), f"Of the network, only its head has a gradient ({', '.join(sorted(ours))}).")
     for name, parameter in made.parameters().items():
         require(parameter.requires_grad or parameter.grad is None, f"{name} is frozen and has a gradient.")
     for name, buffer in made.objective.named_buffers():
@@ -359,6 +362,17 @@ def _gradients(made: Made, loss: Any) -> dict[str, Tensor | None]:
     trained = {name: p for name, p in made.parameters().items() if p.requires_grad}
     found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True, retain_graph=True)
     return dict(zip(trained, found, strict=True))
+
+
+def _of_the_head(made: Made) -> set[str]:
+    """Returns the names of the parameters that logits depend on where the states that they are made of are given."""
+    import torch
+
+    model: Any = made.model
+    named = {f"network.{name}": p for name, p in model.named_parameters() if p.requires_grad}
+    total = model.logits(torch.ones(1, model.width)).sum()
+    found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
 
 
 def _number(value: Tensor | float) -> float:
