@@ -70,7 +70,7 @@ def choose(wanted: Wanted, subject: Subject) -> Name:
         UserError: if a floor is asked for a Jacobian.
     """
     if isinstance(subject, Floor):
-        if type(subject).contact_features is not Floor.contact_features:
+        if type(subject).of_pairs is not Floor.of_pairs:
             return "attention"
         if wanted == "jacobian":
             raise UserError(f"{subject.name} has no logits, which head: jacobian needs: use floor:separation")

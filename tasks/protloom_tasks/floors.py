@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from protloom.contracts import Extent
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,11 +33,12 @@ def encode(sequence: str) -> NDArray[np.int64]:
 
 
 class Floor:
-    """Base of the floors; a floor that lacks a kind of feature says so.
+    """Base of the floors, which give one kind of features or another; a floor that lacks a kind says so.
 
     Attributes:
         name: ``floor:...``.
         summary: what it is, for tables.
+        extent: how much of long sequences gets features, as the model has it that is judged.
     """
 
     name = "floor"
@@ -45,6 +47,7 @@ class Floor:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.memo: dict[tuple[Any, ...], Any] = {}
+        self.extent = Extent()
 
     @classmethod
     def made(cls, config: None) -> Floor:
@@ -52,15 +55,34 @@ class Floor:
         return cls()
 
     def residues(self, sequences: Sequence[str]) -> Iterator[F32]:
-        """Yields ``[L, D]`` features of each sequence's residues."""
-        raise UserError(f"{self.name} has no features of residues: use floor:onehot")
+        """Yields ``[L, D]`` features of each sequence's residues, of the first ones where the extent is less."""
+        found = zip(sequences, self.of_residues(sequences), strict=True)
+        return (features[: self.extent.residues(len(sequence))] for sequence, features in found)
 
     def pooled(self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False) -> F32:
-        """Returns ``[n, D]`` features of sequences; ``pool`` and ``include_specials`` mean nothing to a floor."""
-        raise UserError(f"{self.name} has no features of whole sequences: use floor:kmer2")
+        """Returns ``[n, D]`` features of whole sequences, NaN for those that the extent leaves out.
+
+        ``pool`` and ``include_specials`` mean nothing to a floor.
+        """
+        features = self.of_sequences(sequences)
+        features[[not self.extent.whole(len(sequence)) for sequence in sequences]] = np.nan
+        return features
 
     def contact_features(self, sequence: str) -> F32:
-        """Returns ``[L, L, C]`` features of residue pairs."""
+        """Returns ``[L, L, C]`` features of residue pairs, of the first residues where the extent is less."""
+        most = self.extent.pairs(len(sequence))
+        return self.of_pairs(sequence)[:most, :most]
+
+    def of_residues(self, sequences: Sequence[str]) -> Iterator[F32]:
+        """Yields ``[L, D]`` features of all residues of each sequence."""
+        raise UserError(f"{self.name} has no features of residues: use floor:onehot")
+
+    def of_sequences(self, sequences: Sequence[str]) -> F32:
+        """Returns ``[n, D]`` features of whole sequences."""
+        raise UserError(f"{self.name} has no features of whole sequences: use floor:kmer2")
+
+    def of_pairs(self, sequence: str) -> F32:
+        """Returns ``[L, L, C]`` features of all residue pairs."""
         raise UserError(f"{self.name} has no features of residue pairs: use floor:separation")
 
 
@@ -81,7 +103,7 @@ class OneHot(Floor):
         self.window = window
         self.summary = f"one-hot letters, window ±{window}"
 
-    def residues(self, sequences: Sequence[str]) -> Iterator[F32]:
+    def of_residues(self, sequences: Sequence[str]) -> Iterator[F32]:
         """Yields the windows of each sequence."""
         k = self.window
         identity = np.eye(21, dtype=np.float32)
@@ -91,7 +113,7 @@ class OneHot(Floor):
             windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * k + 1, axis=0)  # [L, 21, 2k + 1]
             yield windows.transpose(0, 2, 1).reshape(len(sequence), -1)
 
-    def pooled(self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False) -> F32:
+    def of_sequences(self, sequences: Sequence[str]) -> F32:
         """Returns the composition of each sequence, ``[n, 21]``."""
         return _frequencies([encode(s) for s in sequences], 21)
 
@@ -102,7 +124,7 @@ class Composition(Floor):
     name = "floor:composition"
     summary = "residue frequencies"
 
-    def pooled(self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False) -> F32:
+    def of_sequences(self, sequences: Sequence[str]) -> F32:
         """Returns the frequencies; other letters do not count."""
         return _frequencies([codes[codes < 20] for codes in map(encode, sequences)], 20)
 
@@ -113,7 +135,7 @@ class Kmer2(Floor):
     name = "floor:kmer2"
     summary = "2-mer frequencies"
 
-    def pooled(self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False) -> F32:
+    def of_sequences(self, sequences: Sequence[str]) -> F32:
         """Returns the frequencies; pairs with another letter do not count."""
         pairs = []
         for codes in map(encode, sequences):
@@ -128,7 +150,7 @@ class Length(Floor):
     name = "floor:length"
     summary = "sequence length"
 
-    def pooled(self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False) -> F32:
+    def of_sequences(self, sequences: Sequence[str]) -> F32:
         """Returns length and log length."""
         lengths = np.array([len(s) for s in sequences], dtype=np.float32)
         return np.stack([lengths, np.log(lengths)], axis=1)
@@ -143,7 +165,7 @@ class Separation(Floor):
     name = "floor:separation"
     summary = "separation and letters of a pair"
 
-    def contact_features(self, sequence: str) -> F32:
+    def of_pairs(self, sequence: str) -> F32:
         """Returns the features of all pairs."""
         place = np.arange(len(sequence))
         distance = np.log(np.maximum(np.abs(place[:, None] - place[None, :]), 1)).astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,14 +88,18 @@ def score(
         raise UserError(f"{task}: {len(train)} training and {len(splits.test)} test proteins; both need one at least")
     probe = _fit(subject, train, config, seed, classes=bool(measure.states))
     found = _predict(subject, splits.test, probe)
-    group_of = np.unique([protein.group for protein in splits.test], return_inverse=True)[1].astype(np.int64)
-    scores = _scores(found, group_of, measure, seed)
+    # a protein without features is not scored, and of a cropped one only the beginning
+    seen, owner, counts = np.unique(found.owner, return_inverse=True, return_counts=True)
+    tested = [splits.test[i] for i in seen]
+    group_of = np.unique([protein.group for protein in tested], return_inverse=True)[1].astype(np.int64)
+    scores = _scores(replace(found, owner=owner), group_of, measure, seed)
     details = {
         **splits.details,
         **probe.details,
         "train_proteins": len(train),
         "duplicates_of_test_removed_from_train": removed,
-        "test_proteins": len(splits.test),
+        "test_proteins": len(tested),
+        "test_proteins_without_features": len(splits.test) - len(tested),
         "test_residues": len(found.truth),
         "test_residues_without_features": found.missing,
         "seed": seed,
@@ -113,7 +117,7 @@ def score(
         intervals={name: percentile_interval(of) for name, of in scores.replicates.items()},
         per_item=scores.per_group,
         replicates=scores.replicates[measure.metric],
-        items=intervals.fingerprint(task, (protein.sequence for protein in splits.test), seed),
+        items=intervals.fingerprint(task, map(_scored, tested, counts.tolist()), seed),
         predictions=_table(splits.test, found, measure.states),
         details=details,
     )
@@ -221,6 +225,12 @@ def _predict(
     return _Predicted(
         np.concatenate(truth), np.concatenate(output), np.concatenate(owner), np.concatenate(place), missing
     )
+
+
+def _scored(protein: Labelled, residues: int) -> str:
+    """Returns what identifies a protein of which so many residues were scored, the first ones if not all."""
+    labelled = len(probes.known(protein.labels))
+    return protein.sequence if residues == labelled else f"{protein.sequence} {residues}"
 
 
 def _table(proteins: Sequence[Labelled], found: _Predicted, states: Sequence[str]) -> Mapping[str, Sequence[Any]]:

@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 def effective(probe: Probe, subject: Subject) -> Probe:
     """Returns the probe that a subject gets: the linear one for floors that have no residues, or are to be tuned."""
-    lacking = isinstance(subject, Floor) and type(subject).residues is Floor.residues
+    lacking = isinstance(subject, Floor) and type(subject).of_residues is Floor.of_residues
     if (probe == "convbert" and lacking) or (probe == "lora" and isinstance(subject, Floor)):
         return "lbfgs"
     return probe

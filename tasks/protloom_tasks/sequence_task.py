@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -158,17 +158,22 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
             self._data = {(seed, limit): self._load(seed, limit)}
         data = self._data[seed, limit]
         found = self._outputs(subject, data, seed)
+        # a row without features is not scored: any output for it would be made up
+        kept = np.flatnonzero(found.present)
+        if not len(kept):
+            raise UserError(f"{self.name}: none of the {len(data.scored)} scored rows has features; see --long")
+        scored = replace(data, scored=[data.scored[i] for i in kept.tolist()], labels=data.labels[kept])
         details = {
             **data.details,
             **found.details,
             "train_rows": int(found.usable.sum()),
-            "rows": len(data.scored),
+            "rows": len(kept),
             "without_features": {"train": int((~found.usable).sum()), "scored": int((~found.present).sum())},
             "seed": seed,
             **told(kind := self.definition.kind, data.classes, sequence_heads.effective(self.config.probe, subject)),
             "per_item_is": f"{PER_ITEM[kind]}; mean over the rows of each of the {self._unit()}, in alphabetical order",
         }
-        return self._result(data, found.output, details, seed)
+        return self._result(scored, found.output[kept], details, seed)
 
     def _outputs(self, subject: Subject, data: _Data, seed: int) -> sequence_heads.Found:
         """Fits the probe on the training rows and applies it to the scored ones."""

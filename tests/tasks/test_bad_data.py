@@ -215,6 +215,51 @@ def test_a_sequence_over_the_limit(policy: str, text: str, esm: str, tmp_path: P
     assert f"note: sequences over 12 residues: 1 {word}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", [HEAD + "kind: regression\n" + SPLITS, NUMBERS])
+@pytest.mark.parametrize("policy", ["crop", "skip"])
+def test_floors_are_scored_on_what_the_model_is_scored_on(
+    policy: str, text: str, esm: str, tmp_path: Path, capsys: Capture
+) -> None:
+    def label(sequence: str, i: int) -> str:
+        return ";".join(str((i + j) % 7) for j in range(len(sequence))) if text == NUMBERS else str(i % 5)
+
+    long = ["MKTAYIAKQRQISFVKSHFSRQLEE", "GSHMKTAYIAKQRQISFVK", "MSTNPKPQRKTKRNTNRRPQ", "MAHHHHHHGSLVPRGSD"]
+    sequences = [*SEQUENCES, *long]
+    rows = [(s, label(s, i), "train" if i % 3 else "test") for i, s in enumerate(sequences)]
+    rows += [(long[0] + "A", label(long[0] + "A", 5), "train"), (long[0] + "C", label(long[0] + "C", 2), "test")]
+    task, out = write(tmp_path, text, rows), tmp_path / "out"
+    words = ["--max-length", "12", "--long", policy, "--out", str(out)]
+    assert main(["task", "run", task, "--model", esm, "--test", "--json", *words]) == 0
+    results = json.loads(capsys.readouterr().out)["tasks"][0]["results"]
+    told = [name for name in results[0]["details"] if name.startswith(("train_", "test_", "rows", "without"))]
+    assert any(results[0]["details"][name] for name in told if "without" in name) or text != NUMBERS
+    for result in results[1:]:
+        assert {name: result["details"][name] for name in told} == {name: results[0]["details"][name] for name in told}
+        assert (result["items"], result["n"]) == (results[0]["items"], results[0]["n"])
+    scored = [row for row in rows if row[2] == "test" and (policy != "skip" or len(row[0]) <= 12)]
+    assert results[0]["n"] == len(scored) if text != NUMBERS else results[0]["details"]["test_proteins"] == len(scored)
+    # a floor alone is asked as it is beside a model
+    floor = next(result for result in results if result["role"] == "floor")
+    assert main(["task", "run", task, "--model", floor["subject"], "--test", "--json", *words]) == 0
+    (alone,) = json.loads(capsys.readouterr().out)["tasks"][0]["results"]
+    assert (alone["value"], alone["items"]) == (floor["value"], floor["items"])
+    folders = [path.parent.name for path in out.rglob("*.json")]
+    assert any(policy in name and "floor" in name for name in folders), folders
+
+
+def test_results_of_two_policies_are_not_compared(esm: str, tmp_path: Path, capsys: Capture) -> None:
+    rows = [(s, ";".join("8642975310"), "train" if i % 3 else "test") for i, s in enumerate(SEQUENCES)]
+    long = "MKTAYIAKQRQISFVKSHFSRQLEE"
+    task = write(tmp_path, NUMBERS, [*rows, (long, ";".join(map(str, range(25))), "test")])
+    folders = {policy: tmp_path / policy for policy in ("skip", "crop")}
+    for policy, folder in folders.items():
+        words = ("--max-length", "12", "--long", policy, "--no-random-init", "--no-floors", "--out", str(folder))
+        assert main(["task", "run", task, "--model", esm, "--test", *words]) == 0
+    capsys.readouterr()
+    assert main(["task", "compare", *map(str, folders.values())]) != 0
+    assert "about other items" in "".join(capsys.readouterr())
+
+
 # ----------------------------------------------------------------------------------------------------------- the cache
 
 ALONE = ("--no-random-init", "--no-floors")

@@ -39,7 +39,7 @@ class Maps(floors.Floor):
         self.truth = {p.sequence: p.contacts for p in proteins}
         self.noise, self.length = noise, length
 
-    def contact_features(self, sequence: str) -> Any:
+    def of_pairs(self, sequence: str) -> Any:
         truth = self.truth[sequence]
         rng = np.random.default_rng(len(sequence))
         maps = rng.normal(size=(*truth.shape, 3))

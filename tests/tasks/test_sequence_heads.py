@@ -67,12 +67,12 @@ class Codes(floors.Floor):
 
     name = "codes"
 
-    def residues(self, sequences: Sequence[str]) -> Iterator[Any]:
+    def of_residues(self, sequences: Sequence[str]) -> Iterator[Any]:
         table = np.random.default_rng(5).normal(size=(21, 8)).astype(np.float32)
         for sequence in sequences:
             yield table[floors.encode(sequence)]
 
-    def pooled(self, sequences: Sequence[str], pool: str = "mean", include_specials: bool = False) -> Any:
+    def of_sequences(self, sequences: Sequence[str]) -> Any:
         return np.stack([states.mean(axis=0) for states in self.residues(sequences)])
 
 

@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from protloom.cli import common, task_sweep
 from protloom.errors import UserError
 
 if TYPE_CHECKING:
+    from protloom.contracts import Extent, Subject
     from protloom.embedding.cache import EmbeddingCache
     from protloom.plugins import Registry
     from protloom.task.results import ResultFolder
@@ -171,6 +173,7 @@ def _build(chosen: Selection, args: argparse.Namespace, registry: Registry) -> t
 
 def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder | None) -> Request:
     from protloom import subjects
+    from protloom.contracts import Extent
     from protloom.run.corpus import open_run_corpus
     from protloom.task.run import FLOOR, TWIN, Request
 
@@ -187,7 +190,9 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
         "tell": tell,
     }
     if args.model.startswith(FLOOR) and not subjects.is_random_init(args.model):
-        return Request(None, floor=args.model, others=lambda name: subjects.find_floor(name, registry), **shared)
+        extent = Extent(args.long, args.max_length)
+        others = partial(_other_floor, registry=registry, extent=extent)
+        return Request(None, floor=args.model, others=others, extent=extent, **shared)
     model, twin, notes = subjects.open_subjects(
         args.model,
         registry,
@@ -206,6 +211,17 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
         keep_freed_memory()  # an allocator that cannot is as good as before
     corpus = None if subjects.is_random_init(args.model) else open_run_corpus(args.model, registry)
     return Request(model, twin, variant=_variant(args), corpus=corpus, **shared)
+
+
+def _other_floor(name: str, registry: Registry, extent: Extent) -> Subject:
+    """Returns a floor that a task does not offer itself; raises UserError."""
+    from protloom import subjects
+    from protloom.contracts import HasExtent
+
+    floor = subjects.find_floor(name, registry)
+    if isinstance(floor, HasExtent):
+        floor.extent = extent
+    return floor
 
 
 def _cache(args: argparse.Namespace) -> EmbeddingCache | None:

@@ -78,6 +78,49 @@ class Subject(Protocol):
         """Returns ``[L, L, C]`` symmetric features of residue pairs."""
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much of long sequences gets features, so that a floor can be asked for no more than a model has.
+
+    Attributes:
+        policy: of :class:`protloom.embedding.Embedder`: ``crop``, ``window``, ``skip``, or ``auto``.
+        max_length: residues that the network sees at once.
+    """
+
+    policy: str = "auto"
+    max_length: int = 1024
+
+    def residues(self, length: int) -> int:
+        """Returns how many residues of a sequence have features."""
+        if length <= self.max_length or self.policy not in ("crop", "skip"):
+            return length
+        return self.max_length if self.policy == "crop" else 0
+
+    def whole(self, length: int) -> bool:
+        """Tells whether a sequence has pooled features."""
+        return length <= self.max_length or self.policy != "skip"
+
+    def pairs(self, length: int) -> int:
+        """Returns between how many residues pairs have features: attention maps are always cropped."""
+        return min(length, self.max_length)
+
+    def __str__(self) -> str:
+        """Says what is none of the defaults, in a few words."""
+        words = [self.policy] * (self.policy != "auto")
+        return ", ".join(words + [f"{self.max_length} residues"] * (self.max_length != Extent.max_length))
+
+
+@runtime_checkable
+class HasExtent(Protocol):
+    """What a floor has where it can leave out what a model leaves out: both are then scored on the same.
+
+    Attributes:
+        extent: is set before features are asked for.
+    """
+
+    extent: Extent
+
+
 @runtime_checkable
 class VariantScorer(Protocol):
     """What a :class:`Subject` may offer beside features: a judgement of a protein's variants, without training."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from protloom.contracts import Offsets
+from protloom.contracts import Extent, Offsets
 from protloom.errors import UserError, did_you_mean
 from protloom.inference import batch_tokens, batches, device_of, frozen, letter_ids
 
@@ -107,6 +107,11 @@ class Embedder:
         self.tokens_per_batch = batch_tokens(self.device, tokens_per_batch)
         self.counts: Counter[str] = Counter()
         self.memo: dict[tuple[Any, ...], Any] = {}
+
+    @property
+    def extent(self) -> Extent:
+        """How much of long sequences gets features."""
+        return Extent(self.long_policy, self.max_length)
 
     @property
     def width(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protloom import __version__, provenance
+from protloom.contracts import HasExtent
 from protloom.errors import UserError, did_you_mean
 from protloom.plugins.blame import explain
 from protloom.run import corpus as run_corpus
@@ -21,7 +22,7 @@ from protloom.task import faults as task_faults
 from protloom.task import suite as task_suite
 
 if TYPE_CHECKING:
-    from protloom.contracts import Subject, Task, TaskResult
+    from protloom.contracts import Extent, Subject, Task, TaskResult
     from protloom.plugins import Registry
     from protloom.run.corpus import RunCorpus
     from protloom.task.results import ResultFolder
@@ -123,6 +124,7 @@ class Request:
         seed: of everything random.
         limit: use at most this many items of each split.
         variant: added to the labels of model and twin: options that are none of the task's, such as a layer.
+        extent: how much of long sequences floors see; None: as much as the model.
         corpus: what the model was trained on, None where nobody wants to know.
         folder: where results are kept, or None.
         force: take nothing from the folder.
@@ -138,6 +140,7 @@ class Request:
     seed: int = 0
     limit: int | None = None
     variant: str = ""
+    extent: Extent | None = None
     corpus: RunCorpus | None = None
     folder: ResultFolder | None = None
     force: bool = False
@@ -263,12 +266,16 @@ def against(model: Entry, entry: Entry, *, lower: bool) -> Entry:
 def identity_of(subject: Subject) -> dict[str, Any]:
     """Returns what identifies a subject: what its maker stated, or its name and summary."""
     stated = dict(getattr(subject, "provenance", {}))
-    return stated or {"name": subject.name, "summary": subject.summary}
+    if stated:
+        return stated
+    extent = str(getattr(subject, "extent", ""))
+    return {"name": subject.name, "summary": subject.summary} | ({"extent": extent} if extent else {})
 
 
 def _label(role: str, subject: Subject, request: Request) -> str:
     if role == "floor":
-        return subject.name
+        extent = str(getattr(subject, "extent", ""))
+        return f"{subject.name} ({extent})" if extent else subject.name
     variant = f" ({request.variant})" if request.variant else ""
     if role == TWIN and request.model is not None:
         return f"{TWIN} of {request.model.name}{variant}"
@@ -278,6 +285,10 @@ def _label(role: str, subject: Subject, request: Request) -> str:
 def _subjects(built: Built, request: Request) -> Iterator[tuple[str, Subject]]:
     """Yields (role, subject), the one to judge first."""
     offered = built.task.floors()
+    extent = request.extent or getattr(request.model, "extent", None)
+    for floor in offered.values():
+        if extent is not None and isinstance(floor, HasExtent):
+            floor.extent = extent
     if request.floor is not None:
         if request.floor in offered:
             yield "floor", offered[request.floor]
