@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 LEVEL = 0.95
 """Confidence of every interval."""
+FEWEST = 10
+"""Items that must be resampled for a difference to be decided.
+
+The percentile interval of a mean of n normal items is z·sqrt(1 - 1/n) standard errors wide where Student's t is due: it
+holds the truth in 90 % of cases for 10 items, 85 % for 5 and 50 % for 2, not in 95 % as it claims.
+"""
 VERDICTS = ("better", "worse", "undecided")
 """What a difference is, by its interval: see :func:`verdict`."""
 MARGINS = (0.005, 0.0, 0.001, 0.01)
@@ -27,19 +33,30 @@ class Difference(NamedTuple):
     Attributes:
         value: first minus second.
         interval: 95 % interval of it, by the paired bootstrap.
+        n: how many items were resampled.
     """
 
     value: float
     interval: tuple[float, float]
+    n: int
 
     @property
     def verdict(self) -> str:
         """Says in a word whether the interval leaves out zero."""
-        return verdict(self.interval)
+        return verdict(self.interval, self.n)
 
 
-def verdict(interval: tuple[float, float]) -> str:
-    """Returns ``better`` for an interval above 0, ``worse`` for one below, else ``undecided`` (so for NaN)."""
+def verdict(interval: tuple[float, float], n: int) -> str:
+    """Returns ``better`` for an interval above 0, ``worse`` for one below, else ``undecided``.
+
+    So for NaN, and for an interval of fewer than :data:`FEWEST` items.
+
+    Args:
+        interval: of a difference.
+        n: how many items were resampled.
+    """
+    if n < FEWEST:
+        return "undecided"
     low, high = interval
     return "better" if low > 0 else "worse" if high < 0 else "undecided"
 
@@ -66,4 +83,4 @@ def paired_difference(first: TaskResult, second: TaskResult) -> Difference:
     """
     if first.items != second.items or first.metric != second.metric or len(first.replicates) != len(second.replicates):
         raise UserError("these two results cannot be compared: they are not about the same items, metric and seed")
-    return Difference(first.value - second.value, percentile_interval(first.replicates - second.replicates))
+    return Difference(first.value - second.value, percentile_interval(first.replicates - second.replicates), first.n)

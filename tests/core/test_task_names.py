@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,19 @@ def test_a_name_that_is_like_none_is_answered_with_the_distributions(capsys: Cap
     assert "toy-tasks, protloom;" in line  # other people's first
     assert main(["check-plugin", "toy-task"]) == 2
     assert "Did you mean 'toy-tasks'?" in capsys.readouterr().err
+
+
+def test_few_items_decide_nothing(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert run("toy:plain", "--out", str(out)) == 0
+    text = capsys.readouterr().out
+    caution = "5 sequences: intervals from fewer than 10 are too narrow, so no difference counts as decided"
+    assert f"note: {caution}" in text
+    assert f"toy:plain (valid): {caution}.\n" in (out / "results.md").read_text()
+    assert main(["task", "compare", f"{out}#{MODEL}", f"{out}#floor:toy", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (task,) = found["tasks"]
+    low, high = task["interval95"]
+    assert low > 0 or high < 0  # which would be a verdict
+    assert task["first_is"] == "undecided"
+    assert found["cautions"] == [f"toy:plain (valid): {caution}"]

@@ -8,7 +8,7 @@ from scipy import stats
 
 from protloom.cli import main
 from protloom.compare.plan import ComparisonConfig
-from protloom.scoring import MARGINS, VERDICTS, paired_difference, percentile_interval, verdict
+from protloom.scoring import FEWEST, MARGINS, VERDICTS, paired_difference, percentile_interval, verdict
 from protloom_tasks import intervals
 
 
@@ -89,19 +89,32 @@ def test_items_and_seed_decide_what_can_be_paired() -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "word"),
+    ("interval", "n", "word"),
     [
-        ((0.1, 0.3), "better"),
-        ((-0.3, -0.1), "worse"),
-        ((-0.1, 0.3), "undecided"),
-        ((0.0, 0.3), "undecided"),
-        ((-0.3, 0.0), "undecided"),
-        ((float("nan"), float("nan")), "undecided"),
+        ((0.1, 0.3), FEWEST, "better"),
+        ((-0.3, -0.1), FEWEST, "worse"),
+        ((0.1, 0.3), FEWEST - 1, "undecided"),
+        ((-0.3, -0.1), FEWEST - 1, "undecided"),
+        ((-0.1, 0.3), 99, "undecided"),
+        ((0.0, 0.3), 99, "undecided"),
+        ((-0.3, 0.0), 99, "undecided"),
+        ((float("nan"), float("nan")), 99, "undecided"),
     ],
 )
-def test_the_verdict_is_that_of_the_interval(interval: tuple[float, float], word: str) -> None:
-    assert verdict(interval) == word
+def test_the_verdict_is_that_of_the_interval(interval: tuple[float, float], n: int, word: str) -> None:
+    assert verdict(interval, n) == word
     assert word in VERDICTS
+
+
+@pytest.mark.parametrize(("n", "share"), [(2, 0.50), (5, 0.85), (FEWEST, 0.90), (100, 0.94)])
+def test_intervals_of_few_items_are_too_narrow(n: int, share: float) -> None:
+    """Why few items decide nothing: the numbers that FEWEST is documented with."""
+    rng = np.random.default_rng(n)
+    index = rng.integers(n, size=(400, n))
+    covered = [
+        low <= 0 <= high for low, high in (percentile_interval(rng.normal(size=n)[index].mean(1)) for _ in range(2000))
+    ]
+    assert np.mean(covered) == pytest.approx(share, abs=0.03)
 
 
 def test_both_commands_that_compare_have_the_same_margins(capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +130,7 @@ def test_unlike_results_are_not_compared() -> None:
 
     def result(value: float, items: str) -> TaskResult:
         replicates = value + np.linspace(-0.1, 0.1, 101)
-        return TaskResult("m", value, (0, 1), 2, "x", {}, np.zeros(2), replicates, items)
+        return TaskResult("m", value, (0, 1), 20, "x", {}, np.zeros(2), replicates, items)
 
     better = paired_difference(result(0.5, "same"), result(0.2, "same"))
     assert better.value == pytest.approx(0.3)

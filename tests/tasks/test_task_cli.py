@@ -17,6 +17,7 @@ from protloom.cli import main
 from protloom.contracts import BuildContext
 from protloom.errors import UserError
 from protloom.plugins import Registry
+from protloom.scoring import verdict
 from protloom.subjects import open_subjects, random_twin
 from protloom.task.suite import expand
 
@@ -134,8 +135,7 @@ def test_run_json_and_file_agree(capsys: pytest.CaptureFixture[str], model: Path
     gap = entries[2]["model_minus_this"]
     assert gap["value"] == pytest.approx(entries[0]["value"] - entries[2]["value"])
     assert gap["interval95"][0] <= gap["value"] <= gap["interval95"][1]
-    word = "better" if gap["interval95"][0] > 0 else "worse" if gap["interval95"][1] < 0 else "undecided"
-    assert gap["model_is"] == word
+    assert gap["model_is"] == verdict(tuple(gap["interval95"]), entries[0]["n"])
     assert found["subjects"][str(model)]["weights"]
     # the same again, and another seed
     _, again, _ = run_json(capsys, "run", "sim-ss3", "--model", str(model), *QUICK)

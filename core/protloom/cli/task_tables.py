@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from protloom.cli import common
+from protloom.scoring import FEWEST
 
 if TYPE_CHECKING:
     from protloom.task.run import Report
 
 LEGEND = (
     "Brackets are 95 % intervals. 'model minus this' compares both on the same resampled items: the model is 'better'"
-    " where the whole interval lies above 0, 'worse' where it lies below, else the difference is 'undecided'."
+    " where the whole interval lies above 0, 'worse' where it lies below, else it is 'undecided', as it is with"
+    f" fewer than {FEWEST} items."
 )
 SIZES = {
     "train_proteins": "train proteins",
@@ -91,6 +93,8 @@ def _notes(report: Report) -> Iterator[str]:
     from protloom.task.results import LONG
 
     first = report.entries[0].result
+    if len(report.entries) > 1:
+        yield from notes.of_size(first.n, first.unit)
     for entry in report.entries:
         yield from notes.of_metric(entry.name, entry.result)
     yield from notes.of_data(first.details)

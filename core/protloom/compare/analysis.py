@@ -48,6 +48,7 @@ def analyse(plan: Plan, folder: Path, warn: Callable[[str], None]) -> dict[str, 
     results = {a: result for a, result in _read_results(folder, warn).items() if _counts(a.who, trained)}
     results = {a: result for a, result in results.items() if a not in failed}  # of data or code before the failure
     tasks = sorted({asked.task for asked in (*results, *failed) if asked.who in trained})
+    facts = {task: _task_facts(results, task) for task in tasks}  # refuses results that are about different things
     points: list[dict[str, Any]] = [
         {"point": point, "arms": {arm: _arm(plan, results, tasks, arm, point) for arm in plan.arms}}
         for point in plan.points
@@ -69,7 +70,7 @@ def analyse(plan: Plan, folder: Path, warn: Callable[[str], None]) -> dict[str, 
         "split": plan.config.split,
         "precision": sorted({r["identity"]["precision"] for r in results.values() if "precision" in r["identity"]}),
         "allowed_differences": list(plan.config.allow),
-        "tasks": {task: _task_facts(results, task) for task in tasks},
+        "tasks": facts,
         "training": _training(plan, folder),
         "points": points,
         "undefined": [
@@ -186,7 +187,7 @@ def _difference(pairs: Sequence[tuple[Result, Result]]) -> dict[str, Any]:
     return {
         "delta": float(np.mean(seeds)),
         "interval95": list(interval),
-        "verdict": verdict(interval),
+        "verdict": verdict(interval, pairs[0][0]["n"]),
         "seeds": seeds,
         "seed_std": float(np.std(seeds, ddof=1)) if len(seeds) > 1 else None,
     }

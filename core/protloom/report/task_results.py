@@ -93,7 +93,7 @@ def _check(task: Mapping[str, Any]) -> None:
         _ = entry["subject"], entry["role"], entry["summary"], entry["metric"], entry["n"], entry["unit"]
         _number(entry["value"]), _interval(entry)
         if entry["model_minus_this"] is not None:
-            _difference("", entry["model_minus_this"])
+            _difference("", entry["model_minus_this"], entry["n"])
 
 
 def verdict(files: Sequence[TaskFile]) -> list[str]:
@@ -114,7 +114,7 @@ def verdict(files: Sequence[TaskFile]) -> list[str]:
 
 
 def _compared(entry: Entry) -> str:
-    found = _difference("", entry["model_minus_this"])
+    found = _difference("", entry["model_minus_this"], entry["n"])
     preposition = "against" if found.verdict == "undecided" else "than"
     return f"{found.verdict} {preposition} {entry['subject']} ({found.value:+.4f} {_ends(found.low, found.high, '+')})"
 
@@ -123,7 +123,7 @@ def parts(files: Sequence[TaskFile]) -> Iterator[Part]:
     """Yields, for each file, the differences as a figure, all numbers as a table, and what failed."""
     for number, file in enumerate(files, start=1):
         rows = [
-            _difference(f"{_title(task)}, minus {entry['subject']}", entry["model_minus_this"])
+            _difference(f"{_title(task)}, minus {entry['subject']}", entry["model_minus_this"], entry["n"])
             for task in file.tasks
             for entry in task["results"]
             if entry["model_minus_this"] is not None
@@ -148,7 +148,7 @@ def _rows(file: TaskFile) -> Iterator[list[str]]:
             if entry["model_minus_this"] is None:
                 yield [*first, *value, "", ""]
             else:
-                found = _difference("", entry["model_minus_this"])
+                found = _difference("", entry["model_minus_this"], entry["n"])
                 yield [*first, *value, f"{found.value:+.4f} {_ends(found.low, found.high, '+')}", found.verdict]
 
 
@@ -160,7 +160,7 @@ def csv_text(file: TaskFile) -> str:
     for task in file.tasks:
         for entry in task["results"]:
             gap = entry["model_minus_this"] or {"value": None, "interval95": (None, None)}
-            word = None if entry["model_minus_this"] is None else _difference("", gap).verdict
+            word = None if entry["model_minus_this"] is None else _difference("", gap, entry["n"]).verdict
             numbers = [entry["value"], *entry["interval95"], gap["value"], *gap["interval95"], word]
             names = [file.model, task["task"], task["simulated"], entry["subject"], entry["role"], entry["metric"]]
             writer.writerow([*names, *("" if x is None else x for x in numbers), entry["n"], entry["unit"]])
@@ -172,10 +172,10 @@ def _title(task: Mapping[str, Any]) -> str:
     return f"{name} (SIMULATED)" if task["simulated"] else name
 
 
-def _difference(label: str, gap: Mapping[str, Any]) -> Difference:
+def _difference(label: str, gap: Mapping[str, Any], n: int) -> Difference:
     low, high = _interval(gap)
-    # by the interval and not the word beside it: files of earlier versions have another word for undecided
-    return Difference(label, _number(gap["value"]), low, high, verdict_of((low, high)))
+    # by the interval and not the word beside it: files of earlier versions have other words, and decide by few items
+    return Difference(label, _number(gap["value"]), low, high, verdict_of((low, high), n))
 
 
 def _interval(record: Mapping[str, Any]) -> tuple[float, float]:

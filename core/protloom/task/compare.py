@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from protloom.compare import significance
 from protloom.errors import UserError, did_you_mean
 from protloom.scoring import MARGINS, VERDICTS, Difference, paired_difference
+from protloom.task import notes
 from protloom.task.results import HOME, ResultFolder, result_of
 
 if TYPE_CHECKING:
@@ -197,6 +198,8 @@ def _cautions(first: Record, second: Record) -> Iterator[str]:
     for record in (first, second):
         if record["card"].get("simulated"):
             yield "SIMULATED proteins among the tasks"
+    for line in notes.of_size(first["n"], first["unit"]):
+        yield f"{_title(first['task'], first['split'])}: {line}"
 
 
 def _pair(first: Record, second: Record) -> Pair:

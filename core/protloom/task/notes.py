@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from protloom.scoring import FEWEST
+
 if TYPE_CHECKING:
     from protloom.contracts import TaskResult
 
@@ -42,6 +44,12 @@ def of_metric(name: str, result: TaskResult) -> Iterator[str]:
     elif math.isnan(result.interval[0]):
         why = f"{result.n} {result.unit} to resample, and it takes two" if result.n < 2 else "no resample defines it"
         yield f"{result.metric} of {name} has no interval: {why}"
+
+
+def of_size(n: int, unit: str) -> Iterator[str]:
+    """Yields a caution where too few items were resampled for a verdict."""
+    if n < FEWEST:
+        yield f"{n} {unit}: intervals from fewer than {FEWEST} are too narrow, so no difference counts as decided"
 
 
 def _counts(details: Mapping[str, Any], words: Mapping[str, str]) -> Iterator[str]:

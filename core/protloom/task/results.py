@@ -343,7 +343,7 @@ def _notes(records: Sequence[Record]) -> Iterator[str]:
 def _of_rows(record: Record) -> Iterator[str]:
     """Yields what became of a result's rows; what is the same for every subject comes without the subject."""
     where = record["task"] if record["split"] is None else f"{record['task']} ({record['split']})"
-    for line in notes.of_data(record["details"]):
+    for line in (*notes.of_size(record["n"], record["unit"]), *notes.of_data(record["details"])):
         yield f"{where}: {line}."
     if record["role"] != "floor":
         for line in notes.of_subject(record["details"]):

@@ -259,7 +259,7 @@ def against(model: Entry, entry: Entry, *, lower: bool) -> Entry:
     gap = paired_difference(model.result, entry.result)
     if lower:
         low, high = gap.interval
-        gap = Difference(-gap.value, (-high, -low))
+        gap = Difference(-gap.value, (-high, -low), gap.n)
     return replace(entry, difference=gap)
 
 
