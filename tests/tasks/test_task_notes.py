@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,43 @@ def run(capsys: Capture, *words: str, model: str = "floor:kmer2") -> str:
     capsys.readouterr()
     assert main(["task", "run", *words, "--model", model]) == 0
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [retrieval, scan])
+def test_one_set_of_rows_is_the_test_set(make: Any, tmp_path: Path, capsys: Capture) -> None:
+    file, out = make(tmp_path), tmp_path / "out"
+    model = "floor:kmer2" if make is retrieval else "floor:substitution"
+    text = run(capsys, file, "--out", str(out), model=model)
+    assert "  one set of rows, the test set, " in text
+    assert "A task with one set of rows is scored on its test set" in text
+    assert "split valid" not in text
+    assert "Validation was scored" not in text
+    (kept,) = (out / "results").glob("*/*.json")
+    first = json.loads(kept.read_text())
+    assert first["split"] is None
+    assert "## One set of rows, which is the test set\n" in (out / "results.md").read_text()
+    # the same rows, so the same result, and nothing is computed
+    run(capsys, file, "--out", str(out), "--test", model=model)
+    assert json.loads(kept.read_text())["written"] == first["written"]
+    assert len(list((out / "results").glob("*/*.json"))) == 1
+
+
+@pytest.mark.parametrize("name", ["file", "sim-retrieval"])
+def test_a_sweep_chooses_nothing_on_test_rows(name: str, tmp_path: Path, capsys: Capture) -> None:
+    task = retrieval(tmp_path) if name == "file" else name
+    words = (task, "--layers", "0,2", "--limit", "18", "--set", "pool=mean")
+    text = run(capsys, *words, model=MODEL)
+    best = json.loads(run(capsys, *words, "--json", model=MODEL))["sweeps"][0]["best"]
+    if name == "file":
+        assert "own.yaml: Recall@10:family, one set of rows, the test set, " in text
+        assert "caution: these rows are a test set, and nothing is chosen by one" in text
+        assert "best here" not in text
+        assert "] *" not in text
+        assert best is None
+    else:
+        assert "split valid" in text
+        assert "* best here; to score it on the test split" in text
+        assert best["layer"] in (0, 2)
 
 
 def test_rows_left_out_are_told(tmp_path: Path, capsys: Capture) -> None:

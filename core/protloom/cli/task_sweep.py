@@ -116,7 +116,8 @@ def _record(task: str, table: dict[tuple[int, str], tuple[Built, Entry]]) -> dic
         "split": built.split,
         "simulated": bool(built.card.get("simulated")),
         "metric": first.result.metric,
-        "best": {"layer": best[0], "pool": best[1]},
+        # one set of rows is the test set, and nothing is chosen by that
+        "best": None if built.split is None else {"layer": best[0], "pool": best[1]},
         "values": [
             {
                 "layer": layer,
@@ -130,18 +131,23 @@ def _record(task: str, table: dict[tuple[int, str], tuple[Built, Entry]]) -> dic
 
 
 def _print(record: dict[str, Any], model: str) -> None:
-    """Prints layers down, poolings across; the best is marked."""
+    """Prints layers down, poolings across; the best is marked where it may be chosen."""
     title = f"{record['task']} (SIMULATED)" if record["simulated"] else record["task"]
-    split = "" if record["split"] is None else f", split {record['split']}"
-    print(f"\n{title}: {record['metric']}{split}, {model}\n")
+    split = "one set of rows, the test set" if record["split"] is None else f"split {record['split']}"
+    print(f"\n{title}: {record['metric']}, {split}, {model}\n")
     pools = list(dict.fromkeys(value["pool"] for value in record["values"]))
     cells = {(value["layer"], value["pool"]): value for value in record["values"]}
-    best = record["best"]["layer"], record["best"]["pool"]
+    best = None if record["best"] is None else (record["best"]["layer"], record["best"]["pool"])
     rows = [
         (f"  {layer}", *(_cell(cells.get((layer, pool)), (layer, pool) == best) for pool in pools))
         for layer in dict.fromkeys(value["layer"] for value in record["values"])
     ]
     common.print_table(("  layer", *pools), rows)
+    if best is None:
+        print(
+            "  caution: these rows are a test set, and nothing is chosen by one: choose layer and pool by other tasks"
+        )
+        return
     pool = "" if best[1] == "-" else f" --pool {best[1]}"
     print(f"  * best here; to score it on the test split: --layer {best[0]}{pool} --test")
 

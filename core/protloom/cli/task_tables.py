@@ -31,6 +31,9 @@ SIZES = {
 VALIDATION = "Validation was scored, which is what choices may use; --test scores the test split."
 
 
+ONE_SET = "A task with one set of rows is scored on its test set, with --test and without: choose nothing by it."
+
+
 def fault(names: Sequence[str], reason: str) -> str:
     """Returns why tasks do not run; a reason that begins with the task's name (a file's) does not get it twice."""
     lead = ", ".join(names)
@@ -78,13 +81,14 @@ def print_legend(reports: Sequence[Report]) -> None:
     """Prints what the tables mean, where there is one."""
     told = [LEGEND] if any(len(report.entries) > 1 for report in reports) else []
     told += [VALIDATION] if any(report.split == "valid" and report.entries for report in reports) else []
+    told += [ONE_SET] if any(report.split is None and report.entries for report in reports) else []
     if told:
         print(f"\n{' '.join(told)}")
 
 
 def _size(report: Report, details: Mapping[str, Any]) -> str:
     told = [f"{word} {details[key]}" for key, word in SIZES.items() if details.get(key) is not None]
-    return ", ".join(([] if report.split is None else [f"split {report.split}"]) + told)
+    return ", ".join(["one set of rows, the test set" if report.split is None else f"split {report.split}", *told])
 
 
 def _notes(report: Report) -> Iterator[str]:

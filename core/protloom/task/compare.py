@@ -25,7 +25,7 @@ class Pair:
 
     Attributes:
         task: its name.
-        split: what was scored, None for a task without splits.
+        split: what was scored, None for a task with one set of rows, which is its test set.
         metric: the main metric.
         lower: lower is better.
         first: value of the first model.
@@ -158,8 +158,9 @@ def _refuse_other_splits(
     for task, split in own:
         others = [scored for name, scored in other if name == task]
         if others:
+            sets = [scored or "the one set of rows" for scored in (split, others[0])]
             raise UserError(
-                f"{task}: one was scored on {split}, the other on {others[0]}: run one of them again, with --test or"
+                f"{task}: one was scored on {sets[0]}, the other on {sets[1]}: run one of them again, with --test or"
                 f" without"
             )
 

@@ -300,7 +300,7 @@ def markdown(records: Sequence[Record]) -> str:
 
 def _table(split: str | None, records: Sequence[Record]) -> Iterator[str]:
     subjects = list(dict.fromkeys(r["subject"] for r in records if r["role"] != "floor"))
-    yield f"## {'Tasks without splits' if split is None else f'Split: {split}'}"
+    yield f"## {'One set of rows, which is the test set' if split is None else f'Split: {split}'}"
     yield ""
     header = ["task", "metric", "n", *subjects, "best floor"]
     yield f"| {' | '.join(header)} |"

@@ -46,7 +46,7 @@ class Built:
         card: as it describes itself.
         component: ``distribution/name`` and version of what built it.
         options: all of them but the data folder.
-        split: what it scores, None for a task without splits.
+        split: what it scores, None for a task with one set of rows, which is its test set.
         files: every data file's path, by the name that the card gives it; None where it was not found.
         definition: the file that it is made of, or None.
         package: the package that its code is in.
@@ -101,7 +101,7 @@ class Report:
         card: as the task describes itself; empty if it could not even be built.
         entries: the model, its random initialisation, floors.
         error: why the task did not run, or None.
-        split: what was scored, None for a task without splits.
+        split: what was scored, None for a task with one set of rows, which is its test set.
     """
 
     task: str
@@ -165,6 +165,9 @@ def build(choice: Choice, registry: Registry, data_dir: str | None) -> Built:
         str(name): next((folder / name for folder in folders if (folder / name).is_file()), None)
         for name in dict(card.get("data") or {})
     }
+    own = card.get("options")
+    if isinstance(own, Mapping) and "split" not in own:  # of a file, when only other kinds of file have splits
+        options.pop("split", None)
     split = options.get("split")
     return Built(
         name=choice.name,
