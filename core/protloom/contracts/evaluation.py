@@ -149,8 +149,9 @@ class Task(Protocol):
 
         What runs tasks looks at these: ``data``, a mapping by the path of each file below the data folder (a result is
         used again only while these files are the same); ``better: "lower"`` where that is so; ``options``, those that
-        this task really has; ``also``, further metrics to print; of an assay of mutations ``protein`` (UniProt entry)
-        and ``selection`` (type of what was measured), over which ``task aggregate`` averages.
+        this task really has (without ``split``, it has one set of rows, its test set); ``also``, further metrics to
+        print; of an assay of mutations ``protein`` (UniProt entry) and ``selection`` (type of what was measured), over
+        which ``task aggregate`` averages.
         """
 
     def check(self) -> None:
