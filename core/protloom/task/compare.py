@@ -186,7 +186,8 @@ def _refuse_unlike(first: Record, second: Record, allow: Sequence[str]) -> None:
                 f"{where}: the two results differ in option {option} ({a} and {b}): {advice}, or say --allow {option}"
             )
     if first["items"] != second["items"] or first["metric"] != second["metric"]:
-        raise UserError(f"{where}: the two results are about other items or another metric: {advice} version and --long")
+        what = "other items or another metric"
+        raise UserError(f"{where}: the two results are about {what}: {advice} version and --long")
 
 
 def _cautions(first: Record, second: Record) -> Iterator[str]:
