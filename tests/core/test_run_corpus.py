@@ -100,7 +100,7 @@ def test_unknown_where_the_corpus_is_gone_or_changed(
 ) -> None:
     content = small_fasta.read_text()
     small_fasta.write_text(content + ">more\nMKTAYI\n")
-    assert "not there (any more)" in str(open_run_corpus(str(run), registry).missing)
+    assert "prepared copy is not in the cache" in str(open_run_corpus(str(run), registry).missing)
     open_corpus(str(small_fasta), cache_dir=tmp_path / "cache", registry=registry)
     assert "has changed since" in str(open_run_corpus(str(run), registry).missing)
     small_fasta.write_text(content)

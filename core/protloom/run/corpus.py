@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from protloom.contracts import HasSequences
 from protloom.data.chunk import hash_slices, lengths_of, offsets_of
-from protloom.data.store import find_corpus
+from protloom.data.store import find_corpus, uri_scheme
 from protloom.data.totals import Rule
 from protloom.errors import UserError
 from protloom.run.folder import CONFIG
@@ -124,7 +124,9 @@ def _add(folder: Path, stores: list[Store], rules: list[Rule], missing: list[str
         except UserError:
             store = None
         if store is None:
-            missing.append(f"the corpus {part.path} is not there (any more)")
+            here = uri_scheme(part.path) is not None or Path(part.path).expanduser().exists()
+            lost = "has changed since, or its prepared copy is not in the cache (any more)"
+            missing.append(f"the corpus {part.path} {lost if here else 'is not there (any more)'}")
         elif trained and store.content_hash not in trained:
             missing.append(f"the corpus {part.path} has changed since")
         else:
