@@ -75,6 +75,7 @@ def fit_classifier(
         from sklearn.multiclass import OneVsRestClassifier
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
+        from threadpoolctl import threadpool_limits  # comes with scikit-learn
     except ImportError as error:
         raise UserError("probes need scikit-learn and scipy: pip install 'protloom[tasks]'") from error
     classes = np.unique(labels)
@@ -88,7 +89,9 @@ def fit_classifier(
     else:
         estimator = LogisticRegression(C=c, l1_ratio=1.0, solver="liblinear", max_iter=ITERATIONS, random_state=seed)
     model = make_pipeline(StandardScaler(), estimator)
-    with warnings.catch_warnings(record=True) as caught:
+    # a second thread brings nothing with these few columns, and where cores are busy threads wait for each other: ten
+    # times as long
+    with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(features, labels)
     stopped = any(issubclass(w.category, ConvergenceWarning) for w in caught)

@@ -230,3 +230,22 @@ def test_simulated_task_is_reproducible_and_held_out() -> None:
     assert small.details["limit"] == 6
     assert small.details["train_proteins"] == small.details["test_proteins"] == 6
     assert small.items != result.items
+
+
+def test_a_probe_is_fitted_in_one_thread_and_gives_the_others_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def threads() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info()}
+
+    seen: list[set[int]] = []
+    fit = LogisticRegression.fit
+    monkeypatch.setattr(
+        LogisticRegression, "fit", lambda *given, **named: (seen.append(threads()), fit(*given, **named))[1]
+    )
+    rng = np.random.default_rng(0)
+    with threadpool_limits(2):
+        before = threads()
+        probes.fit_classifier(rng.normal(size=(40, 3)), np.arange(40) % 3)
+        assert (seen, threads()) == ([{1}], before)
