@@ -121,7 +121,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("objective=raises", f"objective {ACME}: its factory failed: RuntimeError: no licence server; --debug shows"),
+        ("objective=raises", f"objective {ACME}: its factory failed: RuntimeError: no licence server at all; --debug"),
         ("objective=other-type", f"objective {ACME}: its factory returned a Linear, not an Objective; tell its author"),
         ("objective=dictionary", "objective 'dictionary' prepared a dict, not a protloom.contracts.Prepared"),
         ("objective=number", "objective 'number' returned a Tensor, not protloom.contracts.Losses; tell its author"),

@@ -302,5 +302,5 @@ def test_one_line_for_what_cannot_be_done(esm: Case, ankh: Case) -> None:
         with pytest.raises(UserError, match=r"21 residues, the wild type 22.*--method pll"):
             score_variants(esm.reader, WILD_TYPE, other, method)
     for method in ("masked-marginals", "pll"):
-        with pytest.raises(UserError, match=r"'A4J' has 'J', which tokenizer 'esm' does not know"):
+        with pytest.raises(UserError, match="variant 1: A4J: J stands for I or L, which is no variant"):
             score_variants(esm.reader, WILD_TYPE, variants("A4J"), method)
