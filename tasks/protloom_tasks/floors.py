@@ -5,8 +5,10 @@ They have the methods of :class:`protloom.embedding.Embedder`, so a task cannot 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from protloom.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from protloom.contracts import Subject
 
     F32 = NDArray[np.float32]
 
@@ -84,6 +88,15 @@ class Floor:
     def of_pairs(self, sequence: str) -> F32:
         """Returns ``[L, L, C]`` features of all residue pairs."""
         raise UserError(f"{self.name} has no features of residue pairs: use floor:separation")
+
+
+def beside(subject: Subject, probe: str) -> Subject:
+    """Returns a floor as it is beside a model that this probe reads: LoRA reads the beginning of every sequence."""
+    if probe != "lora" or not isinstance(subject, Floor):
+        return subject
+    found = copy.copy(subject)
+    found.extent = replace(subject.extent, policy="crop")
+    return found
 
 
 class OneHot(Floor):

@@ -99,7 +99,7 @@ def score(
         "train_proteins": len(train),
         "duplicates_of_test_removed_from_train": removed,
         "test_proteins": len(tested),
-        "test_proteins_without_features": len(splits.test) - len(tested),
+        "test_proteins_without_features": sum(len(probes.known(of.labels)) > 0 for of in splits.test) - len(tested),
         "test_residues": len(found.truth),
         "test_residues_without_features": found.missing,
         "seed": seed,
@@ -161,7 +161,8 @@ def _fit(
         digest.update(protein.sequence.encode() + protein.labels.tobytes() + index.tobytes())
     probe = residue_heads.effective(config.probe, subject)
     options = tuple(getattr(config, name) for name in ProbeOptions.model_fields)
-    key = ("residue probe", digest.hexdigest(), classes, probe, config.c, options, seed)
+    extent = str(getattr(subject, "extent", ""))
+    key = ("residue probe", digest.hexdigest(), classes, probe, config.c, options, seed, extent)
     if key not in subject.memo and probe in ("convbert", "lora"):
         make = residue_heads.ConvBertProbe if probe == "convbert" else residue_heads.LoraProbe
         subject.memo[key] = make(subject, train, config, classes=classes, seed=seed)

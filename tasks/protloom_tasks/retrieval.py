@@ -119,6 +119,7 @@ def summarise(
     """
     succeeded = table[main][0].astype(np.float64)
     group = np.arange(len(succeeded)) if groups is None else groups
+    order = "the data" if groups is None else "their numbers"
     total = metrics.sums(succeeded, group, int(group.max()) + 1)
     count = metrics.sums(np.ones(len(succeeded)), group, len(total))
     replicates = intervals.bootstrap_ratio(total, count, seed=seed)
@@ -142,7 +143,7 @@ def summarise(
             "queries": len(succeeded),
             "eligible_queries": int(able.sum()),
             "seed": seed,
-            "per_item_is": f"share of queries with a hit ({main}) of each of the {unit}, in the order of the table",
+            "per_item_is": f"share of queries with a hit ({main}) of each of the {unit}, in the order of {order}",
         },
     )
 

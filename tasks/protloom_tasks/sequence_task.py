@@ -20,7 +20,7 @@ from protloom_tasks.datasets.proteins import draw
 from protloom_tasks.datasets.selection import sources
 from protloom_tasks.definition import Scored, load_as
 from protloom_tasks.definition_kinds import SequenceDefinition, described
-from protloom_tasks.floors import Composition, Floor, Kmer2, Length, OneHot
+from protloom_tasks.floors import Composition, Floor, Kmer2, Length, OneHot, beside
 from protloom_tasks.probe_options import ProbeOptions
 from protloom_tasks.resampling import Resamples
 from protloom_tasks.task_base import DefinedTask
@@ -157,6 +157,7 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
         if (seed, limit) not in self._data:
             self._data = {(seed, limit): self._load(seed, limit)}
         data = self._data[seed, limit]
+        subject = beside(subject, self.config.probe)
         found = self._outputs(subject, data, seed)
         # a row without features is not scored: any output for it would be made up
         kept = np.flatnonzero(found.present)

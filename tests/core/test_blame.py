@@ -104,6 +104,16 @@ def test_nobody_is_blamed_for_what_ran_in_neither() -> None:
     assert blame.explain(error) == one_line(error)
 
 
+@pytest.mark.parametrize("value", ["my-plugin.hooks", "", "acme_tools:plugin"])
+def test_explaining_never_fails(value: str, acme: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blame, "installed", lambda problems: [metadata.EntryPoint("x", value, "protloom")])
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert blame.explain(caught(acme.own)).startswith("ValueError: why indeed")
+
+
 def test_long_messages_are_cut() -> None:
     told = one_line(ValueError("word " * 1000))
     assert len(told) == len("ValueError: ") + LONGEST

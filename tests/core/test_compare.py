@@ -171,6 +171,17 @@ def test_the_split_of_a_comparison_is_fixed(small_fasta: Path, tmp_path: Path, r
     claim(out, load(tmp_path, small_fasta, registry, split="test", precision="fp32"))
 
 
+@pytest.mark.parametrize("changed", [{"other": {}}, {"plain": {}, "other": {}, "third": {}}, {"plain": {}}])
+def test_another_set_of_recipes_does_not_go_on(
+    changed: dict[str, Any], small_fasta: Path, tmp_path: Path, registry: Registry
+) -> None:
+    out = tmp_path / "out"
+    latent = {"latent": {"set": ["objective=mlm"]}}
+    claim(out, load(tmp_path, small_fasta, registry, recipes={"plain": {}, "other": {}, **latent}, baseline="latent"))
+    with pytest.raises(UserError, match="another set of recipes"):
+        claim(out, load(tmp_path, small_fasta, registry, recipes={**changed, **latent}, baseline="latent"))
+
+
 def test_an_edited_recipe_does_not_go_on(
     small_fasta: Path, tmp_path: Path, registry: Registry, capsys: pytest.CaptureFixture[str]
 ) -> None:

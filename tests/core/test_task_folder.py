@@ -6,6 +6,7 @@ import csv
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ import toy_tasks
 from toy_tasks import computed
 
 from protloom.cli import main
+from protloom.contracts import Extent
 from protloom.errors import UserError
 from protloom.report.task_results import read_all, verdict
+from protloom.task import run as task_run
 
 Capture = pytest.CaptureFixture[str]
 MODEL = "random-init(esm2:tiny)"
@@ -185,6 +188,33 @@ def test_the_tables_show_what_is_in_the_folder(tmp_path: Path) -> None:
     assert {row["task"] for row in rows} == {"toy:lower", "toy:sim"}
     assert {row["task"]: row["simulated"] for row in rows} == {"toy:lower": "False", "toy:sim": "True"}
     assert "| toy:sim (SIMULATED) |" in (out / "results.md").read_text()
+
+
+def test_what_was_not_scored_on_the_same_stands_without_a_comparison(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(*_: Any, **__: Any) -> None:
+        raise UserError("not about the same items")
+
+    monkeypatch.setattr(task_run, "paired_difference", other)
+    assert run("toy:plain", "--json") == 0
+    told = capsys.readouterr()
+    assert "toy:plain: floor:toy stands without a comparison: not about the same items\n" in told.err
+    assert [of["model_minus_this"] for of in json.loads(told.out)["tasks"][0]["results"]] == [None, None]
+
+
+def test_a_floor_that_has_an_extent_of_its_own_keeps_it() -> None:
+    class Network:
+        @property
+        def extent(self) -> Extent:
+            return Extent("window", 7)
+
+    floor: Any = Network()
+    task_run.see(floor, Extent("skip", 3))
+    assert floor.extent == Extent("window", 7)
+    floor = SimpleNamespace(extent=Extent())
+    task_run.see(floor, Extent("skip", 3))
+    assert floor.extent == Extent("skip", 3)
 
 
 def test_failures_do_not_stop_the_others(tmp_path: Path, capsys: Capture) -> None:

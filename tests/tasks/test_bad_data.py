@@ -247,6 +247,36 @@ def test_floors_are_scored_on_what_the_model_is_scored_on(
     assert any(policy in name and "floor" in name for name in folders), folders
 
 
+@pytest.mark.parametrize("text", [HEAD + "kind: regression\n" + SPLITS, NUMBERS])
+@pytest.mark.parametrize(
+    "options",
+    [("--set", "probe=lora", "--set", "epochs=1"), ("--set", "probe=lora", "--set", "epochs=1", "--long", "skip")],
+)
+def test_a_floor_is_compared_with_a_network_that_is_tuned(
+    options: tuple[str, ...], text: str, esm: str, tmp_path: Path, capsys: Capture
+) -> None:
+    long = "MKTAYIAKQRQISFVKSHFSRQLEE"
+    label = ";".join(map(str, range(25))) if text == NUMBERS else "3"
+    short = [(s, ";".join("8642975310") if text == NUMBERS else str(i % 5)) for i, s in enumerate(SEQUENCES)]
+    rows = [(s, y, "train" if i % 3 else "test") for i, (s, y) in enumerate(short)]
+    task = write(tmp_path, text, [*rows, (long, label, "test")])
+    words = ("--max-length", "12", *options, "--no-random-init", "--test", "--json")
+    assert main(["task", "run", task, "--model", esm, *words]) == 0
+    model, *floors = json.loads(capsys.readouterr().out)["tasks"][0]["results"]
+    assert floors
+    assert {floor["items"] for floor in floors} == {model["items"]}
+    assert all(floor["model_minus_this"] is not None for floor in floors)
+
+
+def test_skip_leaves_long_sequences_out_of_every_pooling(esm: str, tmp_path: Path, capsys: Capture) -> None:
+    rows = [(s, str(i % 5), "train" if i % 3 else "test") for i, s in enumerate(SEQUENCES)]
+    task = write(tmp_path, HEAD + "kind: regression\n" + SPLITS, [*rows, ("MKTAYIAKQRQISFVKSHFSRQLEE", "3", "test")])
+    words = ("--max-length", "12", "--long", "skip", "--no-random-init", "--test", "--json")
+    assert main(["task", "run", task, "--model", esm, "--set", "pool=cls", *words]) == 0
+    model, *floors = json.loads(capsys.readouterr().out)["tasks"][0]["results"]
+    assert {floor["items"] for floor in floors} == {model["items"]}
+
+
 def test_results_of_two_policies_are_not_compared(esm: str, tmp_path: Path, capsys: Capture) -> None:
     rows = [(s, ";".join("8642975310"), "train" if i % 3 else "test") for i, s in enumerate(SEQUENCES)]
     long = "MKTAYIAKQRQISFVKSHFSRQLEE"

@@ -65,7 +65,8 @@ def _print(table: Table) -> None:
         print()
         rows = [(one.subject, *(_shown(one.behind[m], "+") for m in metrics)) for one in behind if one.behind]
         common.print_table((f"{first} better than", *metrics), rows)
-    one_each = all(math.isnan(one.metrics[m].standard_error) for one in table.standings for m in metrics)
+    known = [one.metrics[m] for one in table.standings for m in metrics if math.isfinite(one.metrics[m].value)]
+    one_each = bool(known) and all(math.isnan(found.standard_error) for found in known)
     print(
         "\nNo standard error: it is from drawing the proteins of each type again, and each type has one."
         if one_each

@@ -216,11 +216,10 @@ def _request(args: argparse.Namespace, registry: Registry, folder: ResultFolder 
 def _other_floor(name: str, registry: Registry, extent: Extent) -> Subject:
     """Returns a floor that a task does not offer itself; raises UserError."""
     from protloom import subjects
-    from protloom.contracts import HasExtent
+    from protloom.task.run import see
 
     floor = subjects.find_floor(name, registry)
-    if isinstance(floor, HasExtent):
-        floor.extent = extent
+    see(floor, extent)
     return floor
 
 

@@ -49,8 +49,11 @@ def claim(folder: Path, planned: Plan) -> None:
 
 def _refuse_other_options(path: Path, stated: Mapping[str, Any]) -> None:
     # a folder that says nothing of split and precision was made when tasks scored their test split, in fp32
-    before = changes.leaves({"split": "test", "precision": "fp32", **_read(path)})
-    now = changes.leaves(dict(stated))
+    kept = _read(path)
+    names = [sorted(dict(of.get("recipes") or {})) for of in (kept, stated)]
+    if names[0] != names[1]:
+        raise _another(path.parent, "set of recipes", ", ".join(names[0]), ", ".join(names[1]))
+    before, now = changes.leaves({"split": "test", "precision": "fp32", **kept}), changes.leaves(dict(stated))
     for key in sorted({**before, **now}):
         if before.get(key) != now.get(key) and not changes.under(key, ADAPTABLE):
             raise _another(path.parent, key, before.get(key), now.get(key))

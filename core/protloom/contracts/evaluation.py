@@ -101,8 +101,8 @@ class Extent:
         return length <= self.max_length or self.policy != "skip"
 
     def pairs(self, length: int) -> int:
-        """Returns between how many residues pairs have features: attention maps are always cropped."""
-        return min(length, self.max_length)
+        """Returns between how many residues pairs have features; what lacks them ranks last and stays in the count."""
+        return min(length, self.max_length) if self.policy in ("crop", "skip") else length
 
     def __str__(self) -> str:
         """Says what is none of the defaults, in a few words."""

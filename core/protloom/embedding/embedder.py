@@ -155,8 +155,9 @@ class Embedder:
             raise UserError(f"pooling {pool!r}.{did_you_mean(pool, get_args(Pool))}")
         if pool == "cls" and not self.prefix:
             raise UserError(f"pooling 'cls': tokenizer {self.tokenizer.name!r} puts no symbol in front; use mean")
-        # the first symbol's state sees one window in any case
-        policy = "crop" if self.long_policy == "auto" or pool == "cls" else self.long_policy
+        # the first symbol's state sees one window
+        windows = pool == "cls" and self.long_policy == "window"
+        policy = "crop" if self.long_policy == "auto" or windows else self.long_policy
         uses = Counter(sequences)
         self._count(sequences, uses, policy)
         distinct = list(uses)

@@ -19,7 +19,10 @@ def explain(error: BaseException) -> str:
     The line is the innermost one of a third party's plugin, or else of Protloom: what fails inside torch is told by who
     called it, and what a plugin made Protloom do is told by the plugin's call.
     """
-    found = place(error)
+    try:
+        found = place(error)
+    except Exception:  # what explains a failure must not be another one
+        found = ""
     return f"{one_line(error)}, at {found}" if found else one_line(error)
 
 
@@ -43,7 +46,8 @@ def _owners() -> Mapping[str, str]:
     """Returns the distribution of each top-level package that holds plugins; Protloom's own among them."""
     found = {OWN: OWN}
     for point in installed([]):
-        found[point.module.partition(".")[0]] = normalise(point.dist.name) if point.dist else "unknown"
+        package = point.value.partition(":")[0].partition(".")[0].strip()
+        found[package] = normalise(point.dist.name) if point.dist else "unknown"
     return found
 
 

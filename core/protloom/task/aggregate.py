@@ -170,7 +170,11 @@ def _subjects(sources: Sequence[str], warn: Callable[[str], None]) -> dict[str, 
         path, records = find_records(source, warn)
         for record in records:
             if "selection" in record["card"]:
-                found.setdefault((path, record["subject"]), {})[record["task"]] = record
+                of_subject = found.setdefault((path, record["subject"]), {})
+                before = of_subject.get(record["task"], record)
+                # an earlier version kept these results under the name of a split, too: the newer one counts
+                if str(before.get("written", "")) <= str(record.get("written", "")):
+                    of_subject[record["task"]] = record
     named: dict[str, dict[str, Record]] = {}
     for (path, label), of in found.items():
         others = [records for (other, name), records in found.items() if name == label and other != path]

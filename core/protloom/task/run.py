@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -209,7 +210,7 @@ def run(built: Built, request: Request) -> Report:
         for role, subject in _subjects(built, request):
             entry = _entry(built, role, subject, request)
             if entries:
-                entry = against(entries[0], entry, lower=built.card.get("better") == "lower")
+                entry = _compared(entries[0], entry, built, request)
             entries.append(entry)
     except UserError as error:
         return Report(built.name, built.card, entries, str(error), built.split)
@@ -222,6 +223,15 @@ def run(built: Built, request: Request) -> Report:
         told = task_faults.bug(explain(error), built.component)
         return Report(built.name, built.card, entries, told, built.split)
     return Report(built.name, built.card, entries, split=built.split)
+
+
+def _compared(model: Entry, entry: Entry, built: Built, request: Request) -> Entry:
+    """Returns the entry with its difference; without one, which is told, where it was not scored on the same."""
+    try:
+        return against(model, entry, lower=built.card.get("better") == "lower")
+    except UserError as error:
+        request.tell(f"{built.name}: {entry.label} stands without a comparison: {error}")
+        return entry
 
 
 def _entry(built: Built, role: str, subject: Subject, request: Request) -> Entry:
@@ -266,6 +276,13 @@ def against(model: Entry, entry: Entry, *, lower: bool) -> Entry:
     return replace(entry, difference=gap)
 
 
+def see(floor: Subject, extent: Extent | None) -> None:
+    """Tells a floor how much of long sequences it is to see; one that is a network of its own knows already."""
+    if extent is not None and isinstance(floor, HasExtent):
+        with contextlib.suppress(AttributeError):  # a property
+            floor.extent = extent
+
+
 def identity_of(subject: Subject) -> dict[str, Any]:
     """Returns what identifies a subject: what its maker stated, or its name and summary."""
     stated = dict(getattr(subject, "provenance", {}))
@@ -290,8 +307,7 @@ def _subjects(built: Built, request: Request) -> Iterator[tuple[str, Subject]]:
     offered = built.task.floors()
     extent = request.extent or getattr(request.model, "extent", None)
     for floor in offered.values():
-        if extent is not None and isinstance(floor, HasExtent):
-            floor.extent = extent
+        see(floor, extent)
     if request.floor is not None:
         if request.floor in offered:
             yield "floor", offered[request.floor]

@@ -196,7 +196,7 @@ def _add(found: dict[str, Choice], choice: Choice) -> None:
 def _of_file(name: str, registry: Registry) -> Choice | None:
     """Returns the task that is made of a file, None where the name is no file's."""
     file, colon, part = name.rpartition(":")  # what a file holds may be named behind it: tasks.yaml:far
-    if not Path(file).suffix:
+    if not Path(file).suffix or "/" in part:
         file, colon, part = name, "", ""
     offers = [
         (component, option)

@@ -371,6 +371,8 @@ def _of_the_head(made: Made) -> set[str]:
     model: Any = made.model
     named = {f"network.{name}": p for name, p in model.named_parameters() if p.requires_grad}
     total = model.logits(torch.ones(1, model.width)).sum()
+    if not total.requires_grad:  # the objective froze the head
+        return set()
     found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
     return {name for name, gradient in zip(named, found, strict=True) if gradient is not None}
 
