@@ -286,6 +286,15 @@ def test_results_of_two_policies_are_not_compared(esm: str, tmp_path: Path, caps
         words = ("--max-length", "12", "--long", policy, "--no-random-init", "--no-floors", "--out", str(folder))
         assert main(["task", "run", task, "--model", esm, "--test", *words]) == 0
     capsys.readouterr()
+    both = tmp_path / "both"
+    for policy in folders:
+        words = ("--max-length", "12", "--long", policy, "--no-random-init", "--out", str(both))
+        assert main(["task", "run", task, "--model", esm, "--test", *words]) == 0
+    rows_of = [line for line in (both / "results.md").read_text().splitlines() if line.startswith(f"| {task}")]
+    assert len(rows_of) == 2
+    assert all(line.count("–") == 1 and "floor:" in line for line in rows_of), rows_of
+    assert ["skip" in line for line in rows_of] != ["crop" in line for line in rows_of]
+    capsys.readouterr()
     assert main(["task", "compare", *map(str, folders.values())]) != 0
     assert "about other items" in "".join(capsys.readouterr())
 

@@ -305,8 +305,7 @@ def _table(split: str | None, records: Sequence[Record]) -> Iterator[str]:
     header = ["task", "metric", "n", *subjects, "best floor"]
     yield f"| {' | '.join(header)} |"
     yield f"|{' --- |' * len(header)}"
-    for task in dict.fromkeys(r["task"] for r in records):
-        own = [r for r in records if r["task"] == task]
+    for (task, _), own in _rows(records).items():
         first = own[0]
         title = f"{task} (SIMULATED)" if first["card"].get("simulated") else task
         cells = [title, first["metric"], f"{first['n']} {first['unit']}"]
@@ -317,6 +316,18 @@ def _table(split: str | None, records: Sequence[Record]) -> Iterator[str]:
         best = max(floors, key=lambda r: sign * r["value"], default=None)
         cells.append("–" if best is None else f"{_shown(best)} {best['subject']}")
         yield f"| {' | '.join(cells)} |"
+
+
+def _rows(records: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Returns the results that stand in one row: of one task and the same items, since others are no match for them.
+
+    A floor stands in a row of its own only where no model has a result of its task.
+    """
+    rows: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        rows.setdefault((record["task"], record["items"]), []).append(record)
+    judged = {r["task"] for r in records if r["role"] != "floor"}
+    return {key: own for key, own in rows.items() if key[0] not in judged or any(r["role"] != "floor" for r in own)}
 
 
 def _shown(record: Record) -> str:
