@@ -90,7 +90,7 @@ class Floor:
         raise UserError(f"{self.name} has no features of residue pairs: use floor:separation")
 
 
-def beside(subject: Subject, probe: str) -> Subject:
+def cropped_for(subject: Subject, probe: str) -> Subject:
     """Returns a floor as it is beside a model that this probe reads: LoRA reads the beginning of every sequence."""
     if probe != "lora" or not isinstance(subject, Floor):
         return subject

@@ -14,7 +14,7 @@ from protloom_tasks.datasets.proteins import Splits, draw
 from protloom_tasks.datasets.selection import Reader, sources
 from protloom_tasks.definition import Scored, load_as
 from protloom_tasks.definition_kinds import ResidueDefinition, described
-from protloom_tasks.floors import Floor, OneHot, beside
+from protloom_tasks.floors import Floor, OneHot, cropped_for
 from protloom_tasks.residue_probe import Measure, ProbeConfig, score
 from protloom_tasks.task_base import DefinedTask
 
@@ -111,15 +111,8 @@ class ResidueTask(DefinedTask[ResidueDefinition]):
             self._splits = {(seed, limit): self._load(seed, limit)}
         said, splits = self.definition, self._splits[seed, limit]
         measure = Measure(said.main, said.accuracy, said.label.classes, said.label.ordinal)
-        return score(
-            beside(subject, self.config.probe),
-            splits,
-            self.config,
-            measure,
-            task=self.name,
-            unit=self._unit(),
-            seed=seed,
-        )
+        subject = cropped_for(subject, self.config.probe)
+        return score(subject, splits, self.config, measure, task=self.name, unit=self._unit(), seed=seed)
 
     def _read(self, wanted: Sequence[str]) -> tuple[dict[str, list[Labelled]], Reader]:
         reader = Reader(self.definition, self._data_dir, self._folder)

@@ -20,7 +20,7 @@ from protloom_tasks.datasets.proteins import draw
 from protloom_tasks.datasets.selection import sources
 from protloom_tasks.definition import Scored, load_as
 from protloom_tasks.definition_kinds import SequenceDefinition, described
-from protloom_tasks.floors import Composition, Floor, Kmer2, Length, OneHot, beside
+from protloom_tasks.floors import Composition, Floor, Kmer2, Length, OneHot, cropped_for
 from protloom_tasks.probe_options import ProbeOptions
 from protloom_tasks.resampling import Resamples
 from protloom_tasks.task_base import DefinedTask
@@ -157,7 +157,8 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
         if (seed, limit) not in self._data:
             self._data = {(seed, limit): self._load(seed, limit)}
         data = self._data[seed, limit]
-        subject = beside(subject, self.config.probe)
+        kind = self.definition.kind
+        subject = cropped_for(subject, self.config.probe)
         found = self._outputs(subject, data, seed)
         # a row without features is not scored: any output for it would be made up
         kept = np.flatnonzero(found.present)
@@ -171,7 +172,7 @@ class SequenceTask(DefinedTask[SequenceDefinition]):
             "rows": len(kept),
             "without_features": {"train": int((~found.usable).sum()), "scored": int((~found.present).sum())},
             "seed": seed,
-            **told(kind := self.definition.kind, data.classes, sequence_heads.effective(self.config.probe, subject)),
+            **told(kind, data.classes, sequence_heads.effective(self.config.probe, subject)),
             "per_item_is": f"{PER_ITEM[kind]}; mean over the rows of each of the {self._unit()}, in alphabetical order",
         }
         return self._result(scored, found.output[kept], details, seed)

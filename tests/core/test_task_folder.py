@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_tasks
-from toy_tasks import computed
+from toy_tasks import MODEL, computed, run
 
 from protloom.cli import main
 from protloom.contracts import Extent
@@ -21,17 +21,12 @@ from protloom.report.task_results import read_all, verdict
 from protloom.task import run as task_run
 
 Capture = pytest.CaptureFixture[str]
-MODEL = "random-init(esm2:tiny)"
 
 
 @pytest.fixture(autouse=True)
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The toy tasks, installed; returns the file that tells what was computed."""
     return toy_tasks.enter(tmp_path, monkeypatch)
-
-
-def run(*arguments: str, model: str = MODEL) -> int:
-    return main(["task", "run", *arguments, "--model", model])
 
 
 def records(folder: Path) -> dict[tuple[str, str], Any]:

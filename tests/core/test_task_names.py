@@ -7,22 +7,18 @@ from pathlib import Path
 
 import pytest
 import toy_tasks
+from toy_tasks import MODEL, run
 
 from protloom.cli import main
 from protloom.task.compare import find_records
 
 Capture = pytest.CaptureFixture[str]
-MODEL = "random-init(esm2:tiny)"
 
 
 @pytest.fixture(autouse=True)
 def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The toy tasks, installed; returns the file that tells what was computed."""
     return toy_tasks.enter(tmp_path, monkeypatch)
-
-
-def run(*arguments: str, model: str = MODEL) -> int:
-    return main(["task", "run", *arguments, "--model", model])
 
 
 def test_the_name_of_the_table_means_a_subject_where_one_alone_has_it(tmp_path: Path, capsys: Capture) -> None:

@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from plugin_files import Site
 
+from protloom.cli import main
+
+MODEL = "random-init(esm2:tiny)"
+
 SOURCE = """
 import json, os
 from pathlib import Path
@@ -139,3 +143,8 @@ def computed(log: Path) -> list[str]:
     lines = log.read_text().splitlines() if log.exists() else []
     log.unlink(missing_ok=True)
     return lines
+
+
+def run(*arguments: str, model: str = MODEL) -> int:
+    """Runs tasks through the command line; returns its exit code."""
+    return main(["task", "run", *arguments, "--model", model])
